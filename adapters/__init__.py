@@ -1,0 +1,1 @@
+"""Every upstream made to look the same: one file for each kind."""

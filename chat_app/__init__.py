@@ -1,0 +1,1 @@
+"""The browser app: another OpenAI client, made of Streamlit pages."""

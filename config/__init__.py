@@ -1,0 +1,1 @@
+"""What exists: the schema, the profiles and the one loader."""
