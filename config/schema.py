@@ -1,0 +1,378 @@
+"""What may stand in a configuration, key by key, with meaning, unit and default.
+
+Every model is frozen and refuses keys it does not know. Values arrive here already merged and with their `${ENV}` references
+resolved (`config.loader` does both): nothing in this module reads a file or the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+Modality: TypeAlias = Literal["text", "image"]
+LocalKind: TypeAlias = Literal["vllm", "transformers", "diffusers"]
+
+LOCAL_KINDS: frozenset[str] = frozenset({"vllm", "transformers", "diffusers"})
+BUILTIN_PREFIX = "builtin:"
+
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+class _Spec(BaseModel):
+    # hide_input_in_errors: the input may be a secret, and pydantic would print it.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels of "WIDTHxHEIGHT". Raises ValueError."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"size {text!r} is not WIDTHxHEIGHT, for example '1024x1024'")
+    return int(match[1]), int(match[2])
+
+
+class Deployment(_Spec):
+    """One way to answer for a model: an upstream, and the name it knows the model by."""
+
+    upstream: str
+    """Key of `upstreams`. Required."""
+    model: str = Field(min_length=1)
+    """The upstream's own id: a Hub id, a path (starting with ./ ../ / or ~/, relative to the configuration file) or a
+    builtin: name for the local kinds, the provider's id for hosted ones. Required."""
+
+    @property
+    def engine_id(self) -> str:
+        """Name of the engine process behind a local deployment."""
+        return f"{self.upstream}:{self.model}"
+
+
+class ImageSpec(_Spec):
+    """Limits and defaults of an image model."""
+
+    default_size: str = "1024x1024"
+    """WIDTHxHEIGHT in pixels when the request names none. Default 1024x1024."""
+    size_multiple: int = Field(default=16, ge=1, le=256)
+    """Both sides must be multiples of this many pixels. Default 16."""
+    min_side: int = Field(default=64, ge=8, le=8192)
+    """Shortest side in pixels. Default 64."""
+    max_side: int = Field(default=2048, ge=8, le=8192)
+    """Longest side in pixels. Default 2048."""
+    max_n: int = Field(default=4, ge=1, le=16)
+    """Most pictures in one request. Default 4."""
+    num_inference_steps: int = Field(default=28, ge=1, le=1000)
+    """Denoising steps when the request names none. Default 28."""
+    max_num_inference_steps: int = Field(default=100, ge=1, le=1000)
+    """Most denoising steps a request may ask for. Default 100."""
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Guidance when the request names none; null leaves it to the pipeline. Default null."""
+
+    def size_problem(self, width: int, height: int) -> str | None:
+        """Why a picture of this size cannot be made, or None."""
+        for side, pixels in (("width", width), ("height", height)):
+            if not self.min_side <= pixels <= self.max_side:
+                return f"{side} {pixels} is outside {self.min_side} to {self.max_side}"
+            if pixels % self.size_multiple:
+                return f"{side} {pixels} is not a multiple of {self.size_multiple}"
+        return None
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageSpec:
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} is greater than max_side {self.max_side}")
+        problem = self.size_problem(*parse_size(self.default_size))
+        if problem is not None:
+            raise ValueError(f"default_size {self.default_size}: {problem}")
+        if self.num_inference_steps > self.max_num_inference_steps:
+            raise ValueError(
+                f"num_inference_steps {self.num_inference_steps} is greater than max_num_inference_steps {self.max_num_inference_steps}"
+            )
+        return self
+
+
+class ModelSpec(_Spec):
+    """One public model name, and who answers for it, in order."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=128)
+    """The name clients send as `model`. Required."""
+    kind: Literal["chat", "image"]
+    """What it makes. Required."""
+    description: str = ""
+    """One line for people, shown in model lists. Default empty."""
+    demo: bool = False
+    """Marks a model that only shows that everything works. Default false."""
+    deployments: list[Deployment] = Field(min_length=1)
+    """Tried in this order until one can answer. At least one."""
+    input_modalities: list[Modality] | None = Field(default=None, min_length=1)
+    """What a message may contain: text, image. Default null: unknown, requests pass unchecked."""
+    tools: bool | None = None
+    """Whether it calls tools. Default null: unknown."""
+    reasoning: bool | None = None
+    """Whether it can reason before it answers. Default null: unknown."""
+    thinking: bool | None = None
+    """Whether it reasons when the client does not say. Default null: the model's own default."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Tokens of prompt and answer together. Default null: unknown."""
+    image: ImageSpec | None = None
+    """Limits and defaults, only for kind: image. Default: those of ImageSpec."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_image(cls, data: object) -> object:
+        if isinstance(data, Mapping) and data.get("kind") == "image" and data.get("image") is None:
+            return {**data, "image": {}}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSpec:
+        if self.kind == "chat" and self.image is not None:
+            raise ValueError("'image' belongs to kind: image, this model is kind: chat")
+        if self.kind == "image":
+            chat_only = {"tools": self.tools, "reasoning": self.reasoning, "thinking": self.thinking, "context_length": self.context_length}
+            for key, value in chat_only.items():
+                if value is not None:
+                    raise ValueError(f"'{key}' belongs to kind: chat, this model is kind: image")
+        if self.thinking and self.reasoning is False:
+            raise ValueError("thinking: true needs a model that can reason, this one says reasoning: false")
+        return self
+
+
+def _check_base_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("base_url must be an http:// or https:// address, for example http://127.0.0.1:9110/v1")
+    if parts.username or parts.password:
+        raise ValueError("base_url must not hold a user or password; use api_key")
+    if parts.query or parts.fragment:
+        raise ValueError("base_url must end before any ? or #; Tandem appends the route to it")
+    return value.rstrip("/")
+
+
+class _HostedSpec(_Spec):
+    connect_timeout_s: float = Field(default=5, gt=0)
+    """Seconds to reach the server, TLS included. Default 5."""
+    first_token_timeout_s: float = Field(default=120, gt=0)
+    """Seconds from sending the request to the first content. Default 120."""
+    idle_timeout_s: float = Field(default=60, gt=0)
+    """Seconds without a byte before a running answer counts as lost. Default 60."""
+    total_timeout_s: float = Field(default=3600, gt=0)
+    """Seconds for the whole answer. Default 3600."""
+
+
+class OpenAIUpstream(_HostedSpec):
+    """Any server that speaks the OpenAI API over HTTP."""
+
+    kind: Literal["openai"]
+    """Which kind of upstream. Required."""
+    base_url: str
+    """Address up to and including /v1. Required."""
+    api_key: SecretStr | None = None
+    """Sent as bearer token; write "${VARIABLE}". Default null: no Authorization header."""
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Extra request headers. Default none."""
+
+    _check_base_url = field_validator("base_url")(_check_base_url)
+
+
+class OpenRouterUpstream(_HostedSpec):
+    """OpenRouter."""
+
+    kind: Literal["openrouter"]
+    """Which kind of upstream. Required."""
+    base_url: str = "https://openrouter.ai/api/v1"
+    """Address up to and including /v1. Default: OpenRouter's own."""
+    api_key: SecretStr | None = None
+    """Bearer token. Default "${OPENROUTER_API_KEY}"."""
+    referer: str | None = None
+    """HTTP-Referer by which OpenRouter names the application. Default null: not sent."""
+    title: str | None = None
+    """X-Title by which OpenRouter names the application. Default null: not sent."""
+
+    _check_base_url = field_validator("base_url")(_check_base_url)
+
+
+def _flags(value: object) -> object:
+    """Command-line flags from a list of texts and numbers, or from a mapping {max-model-len: 8192, language-model-only: true}."""
+    if isinstance(value, list):
+        return [str(item) if isinstance(item, int | float) and not isinstance(item, bool) else item for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    flags: list[object] = []
+    for name, setting in value.items():
+        if setting is False or setting is None:
+            continue
+        flags.append(f"--{str(name).removeprefix('--')}")
+        if setting is not True:
+            flags.append(str(setting) if isinstance(setting, int | float) else setting)
+    return flags
+
+
+class _LocalSpec(_Spec):
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    """auto, cpu, cuda, cuda:N or mps. Default auto: a GPU where there is one."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the weights. Default auto: what suits device and checkpoint."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """Seconds an engine may take to load. Default 600."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Restarts after crashes in a row before Tandem gives up. Default 3."""
+    args: list[str] = Field(default_factory=list)
+    """Extra command-line flags of the engine: a list, or a mapping of flag to value. Default none."""
+    env: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Extra environment variables of the engine. Default none."""
+
+    _flags = field_validator("args", mode="before")(_flags)
+
+
+class VllmUpstream(_LocalSpec):
+    """vLLM, started by Tandem, one process for each model."""
+
+    kind: Literal["vllm"]
+    """Which kind of upstream. Required."""
+    python: Path | None = None
+    """Python of the environment that has vLLM. Default null: `vllm` on the PATH."""
+    idle_unload_s: float | None = Field(default=None, gt=0)
+    """Seconds without a request before the engine is stopped. Default null: never (a start takes minutes)."""
+
+
+class TransformersUpstream(_LocalSpec):
+    """Tandem's own chat worker."""
+
+    kind: Literal["transformers"]
+    """Which kind of upstream. Required."""
+    idle_unload_s: float | None = Field(default=900, gt=0)
+    """Seconds without a request before the engine is stopped; null for never. Default 900."""
+    max_queue: int = Field(default=64, ge=1)
+    """Requests that may wait; the next one gets status 429. Default 64."""
+
+
+class DiffusersUpstream(_LocalSpec):
+    """Tandem's own image worker."""
+
+    kind: Literal["diffusers"]
+    """Which kind of upstream. Required."""
+    idle_unload_s: float | None = Field(default=900, gt=0)
+    """Seconds without a request before the engine is stopped; null for never. Default 900."""
+    max_queue: int = Field(default=32, ge=1)
+    """Jobs that may wait; the next one gets status 429. Default 32."""
+
+
+HostedUpstream: TypeAlias = OpenAIUpstream | OpenRouterUpstream
+LocalUpstream: TypeAlias = VllmUpstream | TransformersUpstream | DiffusersUpstream
+UpstreamSpec: TypeAlias = Annotated[HostedUpstream | LocalUpstream, Field(discriminator="kind")]
+
+
+class ServerSpec(_Spec):
+    """Where the API listens."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on, for the chat app too. Default 127.0.0.1: this machine only."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port; 0 takes any free one. Default 8000."""
+    max_body_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
+    """Largest request body in bytes. Default 20971520 (20 MiB)."""
+
+
+class ChatAppSpec(_Spec):
+    """The chat app."""
+
+    port: int = Field(default=8501, ge=0, le=65535)
+    """TCP port; 0 takes any free one. Default 8501."""
+
+
+class ConfigFile(_Spec):
+    """What a profile and a user's file may say, after merging."""
+
+    models: list[ModelSpec] = Field(min_length=1)
+    """What exists: the public model names. At least one."""
+    upstreams: dict[str, UpstreamSpec]
+    """Who can answer, by a name of your choice."""
+    server: ServerSpec = Field(default_factory=ServerSpec)
+    """Where the API listens."""
+    chat_app: ChatAppSpec = Field(default_factory=ChatAppSpec)
+    """The chat app."""
+
+    @field_validator("upstreams")
+    @classmethod
+    def _check_names(cls, upstreams: dict[str, Any]) -> dict[str, Any]:
+        for name in upstreams:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"upstream name {name!r} may hold letters, digits, '.', '_' and '-' only")
+        return upstreams
+
+    def model(self, name: str) -> ModelSpec | None:
+        """The model of this public name."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+class Settings(ConfigFile):
+    """A whole configuration and where it came from. The fields below are filled by `config.loader`."""
+
+    profile: str = "custom"
+    """Name of the profile underneath."""
+    sources: list[str] = Field(default_factory=list)
+    """What was read, lowest first: profile, file, environment variables."""
+    unset_keys: dict[str, str] = Field(default_factory=dict)
+    """Upstream name to the environment variable that its api_key names and that is not set."""
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Settings:
+        problem = next(iter(reference_problems(self)), None)
+        if problem is not None:
+            raise ValueError(problem.message)
+        return self
+
+    def key_problem(self, upstream: str) -> str | None:
+        """Why this upstream has no API key though it needs one, with the next step, or None."""
+        variable = self.unset_keys.get(upstream)
+        spec = self.upstreams[upstream]
+        if variable is not None:
+            return f"{variable} is not set; export {variable}=..."
+        if isinstance(spec, OpenRouterUpstream) and spec.api_key is None:
+            return f"upstream '{upstream}' has no api_key; export OPENROUTER_API_KEY=..."
+        return None
+
+
+class ReferenceProblem(BaseModel):
+    """A part of a configuration that does not fit another part."""
+
+    model_config = ConfigDict(frozen=True)
+
+    location: tuple[str | int, ...]
+    """Path of keys and list positions to the offending value."""
+    message: str
+    """What is wrong and what would be right."""
+
+
+def reference_problems(config: ConfigFile) -> list[ReferenceProblem]:
+    """Everything wrong between models and upstreams, in file order."""
+    problems: list[ReferenceProblem] = []
+    seen: set[str] = set()
+    for index, model in enumerate(config.models):
+        if model.name in seen:
+            problems.append(ReferenceProblem(location=("models", index, "name"), message=f"model name '{model.name}' is used twice"))
+        seen.add(model.name)
+        for position, deployment in enumerate(model.deployments):
+            message = _deployment_problem(config, model, deployment)
+            if message is not None:
+                location = ("models", index, "deployments", position, "upstream")
+                problems.append(ReferenceProblem(location=location, message=message))
+    return problems
+
+
+def _deployment_problem(config: ConfigFile, model: ModelSpec, deployment: Deployment) -> str | None:
+    upstream = config.upstreams.get(deployment.upstream)
+    if upstream is None:
+        known = ", ".join(sorted(config.upstreams)) or "none"
+        return f"model '{model.name}' names upstream '{deployment.upstream}', which does not exist (known: {known})"
+    if model.kind == "chat" and upstream.kind == "diffusers":
+        return f"chat model '{model.name}' cannot run on '{deployment.upstream}' (kind: diffusers makes images)"
+    if model.kind == "image" and upstream.kind != "diffusers":
+        return f"image model '{model.name}' needs an upstream of kind: diffusers, '{deployment.upstream}' is kind: {upstream.kind}"
+    if deployment.model.startswith(BUILTIN_PREFIX) and upstream.kind not in ("transformers", "diffusers"):
+        return f"'{deployment.model}' comes with Tandem's own workers (transformers, diffusers), not with kind: {upstream.kind}"
+    return None
