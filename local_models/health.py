@@ -1,0 +1,69 @@
+"""One question to a child over HTTP: do you serve yet? Own client of a few lines, to keep the gateway process light."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+ANSWER_LIMIT = 64 * 1024
+STAGE_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class Health:
+    """status: HTTP status code, None without an answer. progress (0 to 1) and stage: what a loading worker says of itself."""
+
+    status: int | None = None
+    progress: float | None = None
+    stage: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+SILENT = Health()
+
+
+async def ask_health(host: str, port: int, path: str, *, timeout_s: float) -> Health:
+    """What GET `path` says; SILENT when nothing answers within `timeout_s` (vLLM binds its port long before it serves it)."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return parse_answer(await _exchange(host, port, path))
+    except (OSError, TimeoutError):
+        return SILENT
+
+
+async def _exchange(host: str, port: int, path: str) -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        # HTTP/1.0: the answer ends where the connection does, and is never chunked.
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+        answer = b""
+        while len(answer) < ANSWER_LIMIT and (data := await reader.read(ANSWER_LIMIT)):
+            answer += data
+        return answer
+    finally:
+        writer.close()
+
+
+def parse_answer(answer: bytes) -> Health:
+    """Health out of a whole HTTP answer; SILENT for anything else."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return SILENT
+    status = int(words[1])
+    try:
+        report = json.loads(body)
+    except ValueError:  # UnicodeDecodeError is one too
+        report = None
+    if not isinstance(report, dict):
+        return Health(status)
+    progress, stage = report.get("progress"), report.get("stage")
+    return Health(
+        status,
+        min(1.0, max(0.0, float(progress))) if isinstance(progress, int | float) else None,
+        stage[:STAGE_LIMIT] if isinstance(stage, str) else None,
+    )

@@ -1,0 +1,409 @@
+"""One supervised child process and its states.
+
+Callers say what they need (`ensure_ready`, `stop`) and never read `status` to decide what to do next: every decision is taken here,
+without an `await` between looking and acting, so nobody can race a crash or an idle unload.
+
+A life is one run from spawn to the last of its processes; the task `_live` owns it and no other code changes the state, except that
+`_begin` and `request_stop` announce at once what that task is about to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from local_models.backoff import NO_CRASHES, RestartPolicy, delay_s, is_given_up
+from local_models.child import Child
+from local_models.errors import EngineError, GivenUp, RuntimeClosed, StartFailed, StartTimeout
+from local_models.health import SILENT, ask_health
+from local_models.launch import HOST, Launch
+from local_models.logs import last_useful_line, read_tail
+
+State = Literal["stopped", "starting", "ready", "stopping", "failed"]
+LaunchFor = Callable[[int, str], Launch]
+"""What to run on this port with this key. May raise StartFailed, which is then not counted as a crash."""
+
+PORT_TRIES = 3
+KEY_BYTES = 32
+HEALTH_TIMEOUT_S = 2.0
+FIRST_POLL_S = 0.02
+LONGEST_POLL_S = 0.25
+WATCH_INTERVAL_S = 10.0
+UNHEALTHY_ANSWERS = 2
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a ready child listens, and the key it wants."""
+
+    host: str
+    port: int
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ProcessStatus:
+    """For people to look at, out of date as soon as it is made. restarts: starts that followed a crash."""
+
+    state: State
+    progress: float | None
+    stage: str | None
+    restarts: int
+    reason: str | None
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a life ended before somebody asked for it. counts: as a crash, for the back-off."""
+
+    kind: type[EngineError]
+    reason: str
+    counts: bool = True
+
+
+@dataclass
+class _Life:
+    """settled: ready, or over. interrupted: the child exited, or somebody wants it to. failure: set before `over`."""
+
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_requested: bool = False
+    child: Child | None = None
+    launch: Launch | None = None
+    address: Address | None = None
+    ready_at: float | None = None
+    failure: Failure | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Process:
+    """name: for messages. port: a fixed one; None: a free one for each start. log: where the child's output goes."""
+
+    def __init__(
+        self,
+        name: str,
+        launch_for: LaunchFor,
+        *,
+        log: Path,
+        port: int | None = None,
+        start_timeout_s: float = 600.0,
+        stop_grace_s: float = 3.0,
+        restarts: RestartPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._launch_for = launch_for
+        self._port = port
+        self._start_timeout_s = start_timeout_s
+        self._stop_grace_s = stop_grace_s
+        self._policy = restarts or RestartPolicy()
+        self._clock = clock
+        self._state: State = "stopped"
+        self._life: _Life | None = None
+        self._failure: Failure | None = None
+        self._crashes = NO_CRASHES
+        self._restarts = 0
+        self._health = SILENT
+        self._closed = False
+        self._nudge = asyncio.Event()
+
+    def status(self) -> ProcessStatus:
+        loading = self._health if self._state == "starting" else SILENT
+        child = self._life.child if self._life else None
+        reason = self._failure.reason if self._failure else None
+        if self._state == "failed" and is_given_up(self._policy, self._crashes):
+            reason = f"given up: {self._crash_story()}"
+        return ProcessStatus(self._state, loading.progress, loading.stage, self._restarts, reason, child.pid if child else None)
+
+    async def ensure_ready(self) -> Address:
+        """Return once the child serves. A start belongs to the process: a cancelled caller does not abort it.
+
+        closed             RuntimeClosed
+        ready              return
+        starting           join; StartFailed or StartTimeout if it fails
+        stopping           wait for the end, then start
+        stopped, failed    start; after a crash not before the back-off allows it: a short delay is waited for, a long one
+                           raises the last failure with retry_after_s; GivenUp after too many crashes in a row
+        """
+        while True:
+            life = self._life
+            if self._closed:
+                raise RuntimeClosed(self.name)
+            if life is None:
+                await self._begin_when_allowed()
+            elif self._state == "stopping" or (self._state == "ready" and life.interrupted.is_set()):
+                await life.over.wait()
+            elif self._state == "ready" and life.address is not None:
+                return life.address
+            else:
+                await life.settled.wait()
+                if life.failure is not None:
+                    raise self._error(life.failure)
+
+    async def stop(self) -> None:
+        """Return when nothing of the child is left. Callers that wait for its start get StartFailed."""
+        life = self.request_stop()
+        if life is not None:
+            await life.over.wait()
+
+    def request_stop(self) -> _Life | None:
+        """Begin the stop, so that a caller who asks from now on gets a new child. Returns the life that ends, if there is one."""
+        life = self._life
+        if life is not None and self._state != "stopping":
+            self._state = "stopping"
+            life.stop_requested = True
+            life.interrupted.set()
+        return life
+
+    async def close(self) -> None:
+        """Stop for good."""
+        self._closed = True
+        self._nudged()
+        await self.stop()
+
+    def reset(self) -> None:
+        """Forget earlier crashes: the next caller may start at once."""
+        self._crashes = NO_CRASHES
+        self._nudged()
+
+    async def keep_ready(self) -> None:
+        """Start it, and again after each crash, until it is closed. Raises GivenUp."""
+        while not self._closed:
+            try:
+                await self.ensure_ready()
+            except (StartFailed, StartTimeout) as error:
+                await asyncio.sleep(max(error.retry_after_s or 0.0, self._policy.first_delay_s))
+            except RuntimeClosed:
+                return
+            if self._life is not None:
+                await self._life.over.wait()
+
+    async def _begin_when_allowed(self) -> None:
+        pause_s = delay_s(self._policy, self._crashes, self._clock())
+        if pause_s == 0.0:
+            self._begin()
+        elif is_given_up(self._policy, self._crashes):
+            raise GivenUp(self.name, f"{self._crash_story()}; the next try is allowed in {pause_s:.0f} s", retry_after_s=pause_s)
+        elif pause_s > self._policy.patience_s:
+            raise StartFailed(self.name, f"{self._crash_story()}; the next try is allowed in {pause_s:.0f} s", retry_after_s=pause_s)
+        else:
+            await self._pause(pause_s)
+
+    def _crash_story(self) -> str:
+        reason = self._failure.reason if self._failure else "unknown"
+        times = "once" if self._crashes.count == 1 else f"{self._crashes.count} times in a row"
+        return f"it crashed {times}, last because {reason}"
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._nudge.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _nudged(self) -> None:
+        """Wake everybody who sits out a back-off."""
+        self._nudge.set()
+        self._nudge = asyncio.Event()
+
+    def _error(self, failure: Failure) -> EngineError:
+        """A new exception for each caller: one instance raised in several tasks would mix their tracebacks."""
+        retry_after_s = delay_s(self._policy, self._crashes, self._clock()) if failure.counts else None
+        return failure.kind(self.name, failure.reason, retry_after_s=retry_after_s)
+
+    def _begin(self) -> None:
+        if self._crashes.count:
+            self._restarts += 1
+        self._state = "starting"
+        self._health = SILENT
+        self._life = life = _Life()
+        life.task = asyncio.get_running_loop().create_task(self._live(life), name=f"life of {self.name}")
+
+    async def _live(self, life: _Life) -> None:
+        failure: Failure | None = Failure(StartFailed, "of an error inside Tandem; see its own output")
+        try:
+            failure = await self._start(life)
+            if failure is None:
+                self._state = "ready"
+                self._failure = None
+                life.ready_at = self._clock()
+                life.settled.set()
+                failure = await self._serve(life)
+                self._state = "stopping"
+            if life.child is not None:
+                await life.child.end()
+        except asyncio.CancelledError:
+            failure = Failure(RuntimeClosed, "its event loop ended", counts=False)
+            raise
+        finally:
+            if life.child is not None:
+                life.child.abandon()  # without effect after an orderly end
+            self._end(life, failure)
+
+    def _end(self, life: _Life, failure: Failure | None) -> None:
+        """The last act of a life, in one piece: what callers may read and what they wait for change together."""
+        now = self._clock()
+        if life.ready_at is not None and now - life.ready_at >= self._policy.healthy_s:
+            self._crashes = NO_CRASHES
+        self._failure = None if life.stop_requested else failure
+        if self._failure is not None and self._failure.counts:
+            self._crashes = self._crashes.and_one(now)
+        life.failure = self._failure or self._stopped()
+        self._state = "stopped" if self._failure is None else "failed"
+        self._life = None
+        life.settled.set()
+        life.over.set()
+
+    def _stopped(self) -> Failure:
+        if self._closed:
+            return Failure(RuntimeClosed, "Tandem is shutting down", counts=False)
+        return Failure(StartFailed, "it was stopped while it was starting", counts=False)
+
+    async def _start(self, life: _Life) -> Failure | None:
+        """None once it serves. A child that lost its port to another program gets a second and a third one."""
+        key = secrets.token_urlsafe(KEY_BYTES)
+        for attempt in range(1, PORT_TRIES + 1):
+            try:
+                port = self._port or free_port()
+                launch = life.launch = self._launch_for(port, key)
+                if self._port and is_taken(launch.host, port):
+                    return Failure(StartFailed, f"port {port} of {launch.host} is taken by another program; stop it or choose another port")
+                child = life.child = Child(launch, log=self.log, grace_s=self._stop_grace_s, on_exit=life.interrupted.set)
+            except StartFailed as error:
+                return Failure(StartFailed, error.reason, counts=False)
+            except OSError as error:
+                return Failure(StartFailed, f"it could not be run: {error}", counts=False)
+            failure = await self._await_ready(life, child, launch, port)
+            if failure is None:
+                life.address = Address(launch.host, port, key)
+                return None
+            await child.end()
+            if life.stop_requested or self._port or attempt == PORT_TRIES or not self._lost_its_port(child, launch, port):
+                return failure
+            life.interrupted.clear()
+        raise AssertionError("the last attempt returns")
+
+    async def _await_ready(self, life: _Life, child: Child, launch: Launch, port: int) -> Failure | None:
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await unless(life.interrupted, self._poll(launch, port))
+        except TimeoutError:
+            return Failure(StartTimeout, self._timeout_reason())
+        if life.interrupted.is_set():
+            return Failure(StartFailed, self._exit_reason(child))
+        return None
+
+    async def _poll(self, launch: Launch, port: int) -> None:
+        """Return when it is ready."""
+        pause_s = FIRST_POLL_S
+        while True:
+            self._health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
+            if self._health.is_ready:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+
+    async def _serve(self, life: _Life) -> Failure | None:
+        """Return when it does not serve any more, and why: None when it was asked to stop."""
+        child, launch, address = life.child, life.launch, life.address
+        assert child is not None
+        assert launch is not None
+        assert address is not None
+        await unless(life.interrupted, self._watch(launch, address.port))
+        if life.stop_requested:
+            return None
+        if child.exited.is_set():
+            return Failure(StartFailed, self._exit_reason(child))
+        return Failure(StartFailed, f"it kept answering 503 to GET {launch.ready_path} after it had been ready; {self._see_log()}")
+
+    async def _watch(self, launch: Launch, port: int) -> None:
+        """Return when it says, more than once, that its engine is dead. No answer is no reason: a busy worker may be late."""
+        unhealthy = 0
+        while unhealthy < UNHEALTHY_ANSWERS:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
+            unhealthy = unhealthy + 1 if health.status == 503 else 0
+
+    def _lost_its_port(self, child: Child, launch: Launch, port: int) -> bool:
+        """Whether somebody else took its port after `free_port`. The other one may be gone again, so the log counts too."""
+        if child.status in (0, None):
+            return False
+        return is_taken(launch.host, port) or "address already in use" in read_tail(self.log).lower()
+
+    def _exit_reason(self, child: Child) -> str:
+        if child.trouble is not None:
+            return f"its guard process could not run it: {child.trouble}"
+        if child.status is None:
+            return "its guard process was killed from outside"
+        last_line = last_useful_line(read_tail(self.log))
+        return f"{exit_words(child.status)}{f': {last_line}' if last_line else ''}; {self._see_log()}"
+
+    def _timeout_reason(self) -> str:
+        health, last_line = self._health, last_useful_line(read_tail(self.log))
+        words = [f"it was not ready within {self._start_timeout_s:g} s"]
+        if health.stage:
+            words.append(f"it was at {health.stage!r}" + ("" if health.progress is None else f", {health.progress:.0%}"))
+        if last_line:
+            words.append(f"the last line of its log is: {last_line}")
+        words.append(f"raise start_timeout_s if it only needs longer; {self._see_log()}")
+        return "; ".join(words)
+
+    def _see_log(self) -> str:
+        return f"see {self.log.parent.name}/{self.log.name}"
+
+
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` to its end, or cancel it as soon as `event` is set."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(event.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def free_port(host: str = HOST) -> int:
+    """A TCP port that nobody had a moment ago. Raises OSError."""
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_taken(host: str, port: int) -> bool:
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def exit_words(status: int) -> str:
+    """How it ended. status: negative for a signal."""
+    if status >= 0:
+        return f"it ended with exit code {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "an unknown signal"
+    hint = " (by a person, or by the system for lack of memory)" if name == "SIGKILL" else ""
+    return f"it was killed by {name}, {-status}{hint}"

@@ -1,0 +1,132 @@
+"""All local engines: started when somebody leases one, kept while leased, unloaded when idle.
+
+A lease is the only way in. It counts before the engine is ready and until its holder is done, so an engine that somebody waits for
+or uses is never unloaded. Whether a process runs is `Process`' decision; this module only counts and says who may go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from local_models.backoff import RestartPolicy
+from local_models.errors import RuntimeClosed, UnknownEngine
+from local_models.launch import EngineSpec, launch_engine
+from local_models.logs import log_path
+from local_models.process import Process, State
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Where a running engine listens. Good until the `async with` ends; the engine may crash meanwhile."""
+
+    engine_id: str
+    host: str
+    port: int
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """For people and model lists, out of date as soon as it is made. progress: 0 to 1. restarts: starts that followed a crash."""
+
+    state: State
+    progress: float | None
+    stage: str | None
+    leases: int
+    restarts: int
+    reason: str | None
+    pid: int | None
+    log: Path
+
+
+@dataclass
+class _Engine:
+    """leases counts holders and those who wait to become one. idle_timer runs while there are none."""
+
+    spec: EngineSpec
+    process: Process
+    leases: int = 0
+    idle_timer: asyncio.TimerHandle | None = None
+
+
+class Runtime:
+    """Owns every engine process. Made anywhere, used on one event loop, closed before that loop ends."""
+
+    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path) -> None:
+        logs = data_dir / "logs"
+        self._engines = {engine_id: _Engine(spec, _process(spec, log_path(logs, engine_id))) for engine_id, spec in engines.items()}
+        self._closed = False
+
+    def engines(self) -> Mapping[str, EngineSpec]:
+        return {engine_id: engine.spec for engine_id, engine in self._engines.items()}
+
+    def lease(self, engine_id: str) -> AbstractAsyncContextManager[Lease]:
+        """The engine, running. Starts it if needed; cancelling the wait leaves the start to others. Raises EngineError."""
+        return self._lease(self._engine(engine_id))
+
+    def status(self, engine_id: str) -> EngineStatus:
+        engine = self._engine(engine_id)
+        seen = engine.process.status()
+        return EngineStatus(seen.state, seen.progress, seen.stage, engine.leases, seen.restarts, seen.reason, seen.pid, engine.process.log)
+
+    async def stop(self, engine_id: str) -> None:
+        """Stop it even while it is leased, and return when it is gone. The next lease starts it again."""
+        await self._engine(engine_id).process.stop()
+
+    def reset(self, engine_id: str) -> None:
+        """Forget its crashes, so that one that was given up is tried again by the next lease."""
+        self._engine(engine_id).process.reset()
+
+    async def close(self) -> None:
+        """Stop everything, all at once, for good."""
+        self._closed = True
+        for engine in self._engines.values():
+            _cancel_idle_timer(engine)
+        await asyncio.gather(*(engine.process.close() for engine in self._engines.values()))
+
+    def _engine(self, engine_id: str) -> _Engine:
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            raise UnknownEngine(engine_id, f"the configured ones are {', '.join(sorted(self._engines)) or 'none'}")
+        return engine
+
+    @asynccontextmanager
+    async def _lease(self, engine: _Engine) -> AsyncIterator[Lease]:
+        if self._closed:
+            raise RuntimeClosed(engine.spec.engine_id)
+        engine.leases += 1
+        _cancel_idle_timer(engine)
+        try:
+            address = await engine.process.ensure_ready()
+            yield Lease(engine.spec.engine_id, address.host, address.port, address.key)
+        finally:
+            engine.leases -= 1
+            self._start_idle_timer(engine)
+
+    def _start_idle_timer(self, engine: _Engine) -> None:
+        idle_s = engine.spec.idle_unload_s
+        if engine.leases or idle_s is None or self._closed:
+            return
+        _cancel_idle_timer(engine)
+        engine.idle_timer = asyncio.get_running_loop().call_later(idle_s, engine.process.request_stop)
+
+
+def _process(spec: EngineSpec, log: Path) -> Process:
+    return Process(
+        spec.engine_id,
+        partial(launch_engine, spec),
+        log=log,
+        start_timeout_s=spec.start_timeout_s,
+        restarts=RestartPolicy(max_restarts=spec.max_restarts),
+    )
+
+
+def _cancel_idle_timer(engine: _Engine) -> None:
+    if engine.idle_timer is not None:
+        engine.idle_timer.cancel()
+        engine.idle_timer = None

@@ -1,0 +1,126 @@
+"""An engine made for the tests: starts slowly, crashes, hangs, ignores signals, leaves children behind, each when told so.
+
+Serves GET /health without a key; GET /crash?code=N, GET /hang and GET /sick with the one it was started with. `--pids FILE`
+appends the process id of itself and of every descendant, one a line, so that a test can count starts and look for survivors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+
+class Handler(BaseHTTPRequestHandler):
+    loading: dict[str, object] | None = None
+    sick = False
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        if path == "/health":
+            self._answer(503 if self.loading or self.sick else 200, self.loading or {"status": "ready"})
+        elif self.headers.get("Authorization") != f"Bearer {os.environ.get('TANDEM_WORKER_KEY')}":
+            self._answer(401, {"error": {"message": "wrong key"}})
+        elif path == "/crash":
+            print("RuntimeError: asked to crash", file=sys.stderr, flush=True)
+            os._exit(int(query.removeprefix("code=")))
+        elif path == "/sick":
+            Handler.sick = True
+            self._answer(200, {})
+        else:
+            self._answer(200, {"pid": os.getpid()})
+
+    def _answer(self, status: int, body: dict[str, object]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def note_pid(file: Path | None, pid: int) -> None:
+    if file is not None:
+        with file.open("a") as pids:
+            pids.write(f"{pid}\n")
+
+
+def ignore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def spawn_descendant(options: argparse.Namespace, *, own_session: bool) -> None:
+    """One child that itself has a child; both sleep, and ignore SIGTERM when told so."""
+    code = "import signal, subprocess, sys, time\n"
+    code += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if options.stubborn else ""
+    code += "deeper = int(sys.argv[1])\n"
+    code += "child = subprocess.Popen([sys.executable, '-I', '-S', '-c', sys.argv[2], str(deeper - 1), sys.argv[2]]) if deeper else None\n"
+    code += "print(child.pid if child else 0, flush=True)\n" if own_session else ""
+    code += "time.sleep(600)\n"
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, "1", code], stdout=subprocess.PIPE, start_new_session=own_session)
+    note_pid(options.pids, child.pid)
+    if own_session and child.stdout is not None:
+        note_pid(options.pids, int(child.stdout.readline()))
+
+
+def load(options: argparse.Namespace) -> None:
+    for step in range(options.steps):
+        Handler.loading = {"status": "loading", "progress": step / options.steps, "stage": f"step {step}"}
+        time.sleep(options.load_s / options.steps)
+    Handler.loading = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pids", type=Path)
+    parser.add_argument("--load-s", type=float, default=0.0, help="loads this long, saying how far it is")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--bind-late-s", type=float, default=0.0, help="takes its port only then")
+    parser.add_argument("--silent", action="store_true", help="takes its port, and never answers")
+    parser.add_argument("--exit", type=int, help="ends at once with this code and a readable line")
+    parser.add_argument("--exit-once", type=Path, help="ends as --exit does, unless this file exists; makes it")
+    parser.add_argument("--stubborn", action="store_true", help="ignores SIGTERM, its descendants too")
+    parser.add_argument("--descendants", choices=["group", "session"])
+    parser.add_argument("--leave", action="store_true", help="ends with code 0 once its descendants run")
+    parser.add_argument("--say", action="append", default=[], help="prints this; $NAME stands for a variable")
+    parser.add_argument("--chatter", type=int, default=0, help="prints this many lines of 100 bytes")
+    options = parser.parse_args()
+    note_pid(options.pids, os.getpid())
+    if options.stubborn:
+        ignore_sigterm()
+    for text in options.say:
+        print(os.path.expandvars(text), flush=True)
+    for number in range(options.chatter):
+        print(f"{number:099d}")
+    if options.descendants:
+        spawn_descendant(options, own_session=options.descendants == "session")
+    if options.leave:
+        sys.exit(0)
+    if options.exit_once and not options.exit_once.exists():
+        options.exit_once.touch()
+        options.exit = 1
+    if options.exit is not None:
+        print("OSError: no weights in /nowhere", file=sys.stderr, flush=True)
+        sys.exit(options.exit)
+    time.sleep(options.bind_late_s)
+    if options.silent:
+        options.load_s = 0.0
+        Handler.do_GET = lambda self: time.sleep(600)  # type: ignore[method-assign]  # the shortest way to hang
+    if options.load_s:
+        Handler.loading = {"status": "loading", "progress": 0.0, "stage": "step 0"}
+        Thread(target=load, args=(options,), daemon=True).start()
+    ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
