@@ -174,6 +174,9 @@ class OpenAIUpstream(_HostedSpec):
     """Sent as bearer token; write "${VARIABLE}". Default null: no Authorization header."""
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
     """Extra request headers. Default none."""
+    thinking: Literal["as_given", "chat_template_kwargs", "reasoning", "reasoning_effort"] = "as_given"
+    """How this server spells thinking mode: chat_template_kwargs (vLLM, SGLang), reasoning (OpenRouter) or reasoning_effort
+    (OpenAI); requests are translated to it. Default as_given: they pass as the client wrote them."""
 
     _check_base_url = field_validator("base_url")(_check_base_url)
 

@@ -1,0 +1,165 @@
+"""What an upstream's chat answer means while it passes: has content begun, has it ended well, is it an error.
+
+Pure state machines: bytes in, bytes out, no I/O. `StreamedAnswer` looks for byte patterns and parses only the frames that hit;
+`WholeAnswer` collects one JSON document. Both leave bytes alone unless something must change: `reasoning` and
+`reasoning_content` are given both names, since clients read either, and a foreign error takes our shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from adapters import sse
+from adapters.errors import bad_reply, disconnected, from_document
+
+MAX_HELD_BYTES = 256 << 10  # frames without content that are held back before content must come
+MAX_WHOLE_BYTES = 128 << 20  # an answer that does not stream
+
+_FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
+_ERROR = (b'"error"',)
+_REASONING = (b'"reasoning":"', b'"reasoning": "', b'"reasoning_content":"', b'"reasoning_content": "')
+_DONE = (b"data: [DONE]", b"data:[DONE]")
+
+
+class StreamedAnswer:
+    """One streamed answer. `feed` and `end` return the bytes to pass on; they raise UpstreamError where the answer has failed."""
+
+    def __init__(self, upstream: str, secret: str | None) -> None:
+        self.began = False  # content has been passed on: no other deployment may answer any more
+        self.finished = False  # a finish_reason was seen
+        self.done = False  # [DONE] was seen
+        self._upstream, self._secret = upstream, secret
+        self._frames = sse.Frames()
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        try:
+            frames = self._frames.feed(data)
+        except sse.FrameTooLong:
+            raise bad_reply(self._upstream, f"an event of more than {sse.MAX_FRAME_BYTES} bytes") from None
+        if not frames:
+            return b""
+        if self.began and not any(pattern in frames for pattern in (*_ERROR, *_REASONING, *_FINISHED, *_DONE)):
+            return frames
+        return b"".join([self._pass(frame) for frame in sse.split(frames)])
+
+    def end(self) -> bytes:
+        """The upstream's stream is over. A cut one raises; a finished one that lacks [DONE] gets it."""
+        rest = b""
+        if sse.data_of(self._frames.tail) is not None:  # a last frame without its blank line
+            rest = self.feed(b"\n\n")
+        if self.done:
+            return rest
+        if not self.finished:
+            raise disconnected(self._upstream, "in the middle of the answer" if self.began else "before the first token")
+        return rest + sse.DONE
+
+    def _pass(self, frame: bytes) -> bytes:
+        if any(pattern in frame for pattern in _DONE) and (sse.data_of(frame) or b"").startswith(b"[DONE]"):
+            if not self.began and not self.finished:
+                raise bad_reply(self._upstream, "[DONE] without an answer before it")
+            self.done = True
+            return self._release(frame)
+        if any(pattern in frame for pattern in _FINISHED):
+            self.finished = True
+        hit = any(pattern in frame for pattern in (*_ERROR, *_REASONING))
+        if self.began and not hit:
+            return frame
+        data = sse.data_of(frame)
+        if data is None:
+            return b"" if not self.began else frame  # a comment: before content, our own keep-alive serves
+        document = self._parse(data)
+        error = from_document(self._upstream, document, self._secret)
+        if error is not None:
+            raise error
+        if hit and _name_reasoning_twice(document, "delta"):
+            frame = sse.event(document)
+        return frame if self.began else self._hold(frame, document)
+
+    def _hold(self, frame: bytes, document: dict[str, Any]) -> bytes:
+        if _has_content(document):
+            return self._release(frame)
+        self._held += frame
+        if len(self._held) > MAX_HELD_BYTES:
+            return self._release(b"")
+        return b""
+
+    def _release(self, frame: bytes) -> bytes:
+        self.began = True
+        held, self._held = self._held, b""
+        return held + frame
+
+    def _parse(self, data: bytes) -> dict[str, Any]:
+        try:
+            document = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            document = None
+        if not isinstance(document, dict):
+            raise bad_reply(self._upstream, f"an event that is not a JSON object: {data[:80]!r}")
+        return document
+
+
+class WholeAnswer:
+    """One answer that comes as a single JSON document."""
+
+    def __init__(self, upstream: str, secret: str | None) -> None:
+        self._upstream, self._secret = upstream, secret
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_WHOLE_BYTES:
+            raise bad_reply(self._upstream, f"an answer of more than {MAX_WHOLE_BYTES} bytes")
+
+    @property
+    def raw(self) -> bytes:
+        return b"".join(self._parts)
+
+    def end(self) -> bytes:
+        """The document to pass on. Raises UpstreamError for an error under HTTP 200 and for what is no chat completion."""
+        body = self.raw
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            document = None
+        if not isinstance(document, dict):
+            raise bad_reply(self._upstream, f"an answer that is not a JSON object: {body[:80]!r}")
+        error = from_document(self._upstream, document, self._secret)
+        if error is not None:
+            raise error
+        if not isinstance(document.get("choices"), list):
+            raise bad_reply(self._upstream, "a JSON object without `choices`")
+        if any(pattern in body for pattern in _REASONING) and _name_reasoning_twice(document, "message"):
+            return orjson.dumps(document)
+        return body
+
+
+def _has_content(document: dict[str, Any]) -> bool:
+    """Whether a chunk carries more than the role: text, reasoning, a tool call, an end, or usage."""
+    for choice in document.get("choices") or ():
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("finish_reason") or choice.get("text"):
+            return True
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role"):
+            return True
+    return False
+
+
+def _name_reasoning_twice(document: dict[str, Any], holder: str) -> bool:
+    """Copy `reasoning` and `reasoning_content` to each other where one is missing. Returns whether anything changed."""
+    changed = False
+    for choice in document.get("choices") or ():
+        said = choice.get(holder) if isinstance(choice, dict) else None
+        if not isinstance(said, dict):
+            continue
+        for given, wanted in (("reasoning", "reasoning_content"), ("reasoning_content", "reasoning")):
+            if said.get(given) and not said.get(wanted):
+                said[wanted] = said[given]
+                changed = True
+    return changed

@@ -1,0 +1,67 @@
+"""The seam between the gateway and whatever answers: what is asked (`ChatCall`), who is told (`Client`), who answers (`ChatUpstream`).
+
+An upstream writes a streamed answer to the client from the read callback; it neither knows nor cares that the client speaks ASGI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """One client request. body: the JSON as it came; fields: the same, parsed."""
+
+    body: bytes
+    fields: Mapping[str, Any]
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """In seconds. first_token: from the request to the first content; idle: between two reads after it; total: the whole exchange."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 120.0
+    idle_s: float = 60.0
+    total_s: float = 3600.0
+
+
+class Source(Protocol):
+    """What feeds a client, and can be told to wait."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Client(Protocol):
+    """The receiving end of a streamed answer."""
+
+    def write(self, frames: bytes, source: Source) -> None:
+        """Take whole frames, now. A client that is too slow pauses `source` until it has caught up."""
+
+
+class ChatUpstream(Protocol):
+    """One deployment of a chat model. Every failure is an UpstreamError or an EngineError; being cancelled stops the upstream's work."""
+
+    async def stream(self, call: ChatCall, client: Client) -> None:
+        """Write the whole streamed answer to `client`, [DONE] included."""
+
+    async def complete(self, call: ChatCall) -> bytes:
+        """The answer as one JSON document."""
+
+    def close(self) -> None:
+        """Drop every connection."""
+
+
+class ImageUpstream(Protocol):
+    """One deployment of an image model."""
+
+    def generate(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The worker's events, as `local_models.workers.image_server` sends them. Closing the iterator stops the work at the next step."""
+
+    def close(self) -> None:
+        """Drop every connection."""

@@ -1,0 +1,75 @@
+"""From the configuration to the upstreams: one object for each deployment, and the engine specification behind a local one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from adapters import openrouter
+from adapters.base import ChatUpstream, ImageUpstream, Timeouts
+from adapters.endpoint import Endpoint
+from adapters.local import LocalChat, LocalImages
+from adapters.openai_compatible import OpenAICompatible
+from config.schema import (
+    LOCAL_KINDS,
+    Deployment,
+    DiffusersUpstream,
+    ModelSpec,
+    OpenAIUpstream,
+    OpenRouterUpstream,
+    Settings,
+    TransformersUpstream,
+    VllmUpstream,
+)
+from local_models.launch import EngineSpec
+from local_models.runtime import Runtime
+
+
+def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
+    """Every engine that the configuration can start, by engine id."""
+    specs: dict[str, EngineSpec] = {}
+    for model in settings.models:
+        for deployment in model.deployments:
+            upstream = settings.upstreams[deployment.upstream]
+            if upstream.kind in LOCAL_KINDS and deployment.engine_id not in specs:
+                assert isinstance(upstream, VllmUpstream | TransformersUpstream | DiffusersUpstream)
+                specs[deployment.engine_id] = _engine_spec(deployment, upstream)
+    return specs
+
+
+def chat_upstream(settings: Settings, model: ModelSpec, deployment: Deployment, runtime: Runtime) -> ChatUpstream:
+    """Who answers for `deployment`. A local engine is always told whether to think: its template and its parser must agree."""
+    spec = settings.upstreams[deployment.upstream]
+    if not isinstance(spec, OpenAIUpstream | OpenRouterUpstream):
+        thinking = True if model.thinking is None and model.reasoning else model.thinking
+        return LocalChat(runtime, deployment.engine_id, deployment.model, Timeouts(), thinking)
+    timeouts = Timeouts(spec.connect_timeout_s, spec.first_token_timeout_s, spec.idle_timeout_s, spec.total_timeout_s)
+    key = spec.api_key.get_secret_value() if spec.api_key else None
+    headers = spec.headers if isinstance(spec, OpenAIUpstream) else openrouter.headers(spec.referer, spec.title)
+    endpoint = Endpoint(deployment.upstream, spec.base_url, key, timeouts, headers)
+    if isinstance(spec, OpenRouterUpstream):
+        return openrouter.openrouter(endpoint, deployment.model, model.thinking)
+    return OpenAICompatible(endpoint, deployment.model, spec.thinking, model.thinking)
+
+
+def image_upstream(deployment: Deployment, runtime: Runtime) -> ImageUpstream:
+    return LocalImages(runtime, deployment.engine_id, Timeouts())
+
+
+def _engine_spec(deployment: Deployment, upstream: VllmUpstream | TransformersUpstream | DiffusersUpstream) -> EngineSpec:
+    python = upstream.python if isinstance(upstream, VllmUpstream) else Path(sys.executable)
+    return EngineSpec(
+        engine_id=deployment.engine_id,
+        kind=upstream.kind,
+        model=deployment.model,
+        python=python,
+        device=upstream.device,
+        dtype=upstream.dtype,
+        served_model_name=deployment.model,
+        start_timeout_s=upstream.start_timeout_s,
+        idle_unload_s=upstream.idle_unload_s,
+        max_restarts=upstream.max_restarts,
+        args=tuple(upstream.args),
+        env=upstream.env,
+        **({} if isinstance(upstream, VllmUpstream) else {"max_queue": upstream.max_queue}),
+    )

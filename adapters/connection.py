@@ -1,0 +1,167 @@
+"""One keep-alive HTTP/1.1 connection to an upstream, carrying one exchange at a time.
+
+Bytes go to the receiver from the read callback itself: no task is woken for a read. Whoever holds the connection must either
+see its exchange end or `abort` it; a connection whose exchange ended badly is never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Receiver(Protocol):
+    """Where a reply goes. Both are called from the event loop's read callback and must not block."""
+
+    def on_head(self, status: int, headers: Headers) -> None: ...
+
+    def on_data(self, data: bytes) -> None: ...
+
+
+class ConnectionLost(Exception):
+    """The upstream closed. `untouched`: not one byte of the reply had come."""
+
+    def __init__(self, reason: str, *, untouched: bool) -> None:
+        super().__init__(reason)
+        self.untouched = untouched
+
+
+class ProtocolError(Exception):
+    """The upstream's bytes are not HTTP/1.1."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """See the module. `exchanges` counts what it has carried, so that a stale one can be told from a refused one."""
+
+    def __init__(self, on_closed: Callable[[UpstreamConnection], None]) -> None:
+        self.exchanges = 0
+        self.closed = False
+        self._on_closed = on_closed
+        self._done: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+    def exchange(self, request: bytes, receiver: Receiver) -> asyncio.Future[None]:
+        """Send `request` (head and body). The future ends with the reply; ConnectionLost or ProtocolError otherwise."""
+        self.exchanges += 1
+        self._receiver = receiver
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self._touched = self._head_seen = self._complete = False
+        self._done = self._loop.create_future()
+        self._transport.write(request)
+        return self._done
+
+    @property
+    def reusable(self) -> bool:
+        return not self.closed and self._done is None and self._keep_alive
+
+    def pause(self) -> None:
+        if not self.closed and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self.closed and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def fail(self, error: Exception) -> None:
+        """End the exchange with `error` and close at once: for receivers that will not have this reply."""
+        self._fail(error)
+
+    def abort(self) -> None:
+        """Close at once: the upstream sees the connection go and stops working."""
+        self._done = None
+        self.closed = True
+        self._transport.abort()
+
+    def close(self) -> None:
+        self.closed = True
+        self._transport.close()
+
+    # -- asyncio.Protocol -------------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._keep_alive = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._done is None:  # bytes that nobody asked for: the connection cannot be trusted any more
+            self.close()
+            return
+        self._touched = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ProtocolError(f"bytes that are not HTTP ({error})"))
+            return
+        except httptools.HttpParserUpgrade:
+            self._fail(ProtocolError("an HTTP upgrade that was not asked for"))
+            return
+        if self._body:
+            body, self._body = self._body, []
+            self._receiver.on_data(body[0] if len(body) == 1 else b"".join(body))
+        if self._complete:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self._done is not None:
+            if self._head_seen and exc is None and self._ends_at_eof:
+                self._finish()
+            else:
+                self._fail(ConnectionLost(str(exc) if exc else "end of stream", untouched=not self._touched))
+        self._on_closed(self)
+
+    # -- httptools --------------------------------------------------------------------------------------------------
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # 100 Continue, 103 Early Hints: the real head follows
+            return
+        self._head_seen = True
+        self._keep_alive = self._parser.should_keep_alive()
+        self._receiver.on_head(status, self._headers)
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._head_seen:
+            self._complete = True
+        else:
+            self._headers = []
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+    @property
+    def _ends_at_eof(self) -> bool:
+        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+    def _finish(self) -> None:
+        done, self._done = self._done, None
+        if done is not None and not done.done():
+            done.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        done, self._done = self._done, None
+        if done is not None and not done.done():
+            done.set_exception(error)
+        if not self.closed:
+            self.closed = True
+            self._transport.abort()
+
+
+async def open_connection(
+    host: str, port: int, *, tls: ssl.SSLContext | None, on_closed: Callable[[UpstreamConnection], None]
+) -> UpstreamConnection:
+    """A connection ready for its first exchange. Raises OSError and ssl.SSLError as asyncio does. TCP_NODELAY is asyncio's default."""
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(lambda: UpstreamConnection(on_closed), host, port, ssl=tls)
+    return connection

@@ -1,0 +1,119 @@
+"""One HTTP address that speaks OpenAI's API: builds requests, runs exchanges.
+
+A connection taken from the pool goes back to it or is closed, whatever happens in between. A kept connection that the
+upstream had closed meanwhile is replaced once by a fresh one; nothing else is tried twice here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import orjson
+
+from adapters import errors
+from adapters.base import Client, Timeouts
+from adapters.connection import ConnectionLost, ProtocolError, UpstreamConnection
+from adapters.pool import Pool
+from adapters.receivers import EventReply, Reply, StreamedReply, WholeReply
+
+AnyReply = TypeVar("AnyReply", bound=Reply)
+
+
+class Endpoint:
+    """See the module. base_url: up to and with `/v1`; key: sent as bearer token, never shown; headers: sent with every request."""
+
+    def __init__(self, name: str, base_url: str, key: str | None, timeouts: Timeouts, headers: Mapping[str, str] | None = None) -> None:
+        url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"upstream '{name}': base_url {base_url!r} is not http://… or https://…")
+        self.name, self.key, self.timeouts = name, key, timeouts
+        authority = url.netloc.rpartition("@")[2]
+        self._where = f"{url.scheme}://{authority}"
+        tls = ssl.create_default_context() if url.scheme == "https" else None
+        self.pool = Pool(url.hostname, url.port or (443 if tls else 80), timeouts.connect_s, tls)
+        self._path = url.path.rstrip("/")
+        sent = {"host": authority, "content-type": "application/json", "accept-encoding": "identity"}
+        sent |= {"authorization": f"Bearer {key}"} if key else {}
+        sent |= {header.lower(): value for header, value in (headers or {}).items()}
+        if any("\r" in item or "\n" in item for pair in sent.items() for item in pair):
+            raise ValueError(f"upstream '{name}': a header or its key holds a line break")
+        self._head = "".join(f"{header}: {value}\r\n" for header, value in sent.items()).encode("latin-1")
+
+    async def stream(self, path: str, body: bytes, request_id: str, client: Client) -> None:
+        """POST, and write the streamed answer to `client` as it comes. Raises UpstreamError."""
+        await self._exchange(path, body, request_id, lambda connection: StreamedReply(self, connection, client))
+
+    async def complete(self, path: str, body: bytes, request_id: str) -> bytes:
+        """POST, and return the JSON document of the answer. Raises UpstreamError."""
+        reply = await self._exchange(path, body, request_id, lambda connection: WholeReply(self, connection))
+        return reply.document
+
+    async def events(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """POST, and yield the data of each event of the answer, parsed. Closing it closes the connection. Raises UpstreamError."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+        async def run() -> None:
+            try:
+                await self._exchange(path, body, request_id, lambda connection: EventReply(self, connection, queue))
+            finally:
+                queue.put_nowait(None)
+
+        running = asyncio.create_task(run())
+        try:
+            while (data := await queue.get()) is not None:
+                yield orjson.loads(data)
+            await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    def close(self) -> None:
+        self.pool.close()
+
+    async def _exchange(self, path: str, body: bytes, request_id: str, reply_on: Callable[[UpstreamConnection], AnyReply]) -> AnyReply:
+        head = f"POST {self._path}{path} HTTP/1.1\r\nx-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
+        request = b"".join((head, self._head, b"\r\n", body))
+        connection = await self._connect(fresh=False)
+        try:
+            return await self._run(connection, request, reply_on(connection))
+        except ConnectionLost as lost:
+            # A kept connection that died before it answered was closed by the upstream's own idle limit: the request was not taken.
+            if not (lost.untouched and connection.exchanges > 1):
+                raise self._lost(lost) from lost
+        connection = await self._connect(fresh=True)
+        try:
+            return await self._run(connection, request, reply_on(connection))
+        except ConnectionLost as lost:
+            raise self._lost(lost) from lost
+
+    async def _run(self, connection: UpstreamConnection, request: bytes, reply: AnyReply) -> AnyReply:
+        try:
+            with reply.watched():
+                await connection.exchange(request, reply)
+        except ProtocolError as error:
+            self.pool.discard(connection)
+            raise errors.bad_reply(self.name, str(error)) from error
+        except BaseException:
+            self.pool.discard(connection)
+            raise
+        try:
+            reply.finish()
+        finally:
+            reply.let_go()
+            self.pool.give_back(connection)
+        return reply
+
+    async def _connect(self, *, fresh: bool) -> UpstreamConnection:
+        try:
+            return await self.pool.take(fresh=fresh)
+        except TimeoutError as error:
+            raise errors.timed_out(self.name, f"no connection to {self._where}", self.timeouts.connect_s) from error
+        except OSError as error:  # ssl.SSLError is one
+            raise errors.unreachable(self.name, self._where, error.strerror or str(error)) from error
+
+    def _lost(self, lost: ConnectionLost) -> errors.UpstreamError:
+        return errors.disconnected(self.name, "before it answered" if lost.untouched else "in the middle of its reply")

@@ -1,0 +1,156 @@
+"""What can go wrong with an upstream, as one type, and the one place where a foreign error becomes it.
+
+The rule: status class, message and Retry-After of the upstream survive; its credentials never do. Only a refusal of *our*
+credentials changes class (502), since the client cannot mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
+# Headers of an error that a client's back-off depends on (openai-python reads the first three).
+BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry")
+# The type names OpenAI uses for a status; everything else is "api_error".
+_TYPES = {
+    400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error", 422: "invalid_request_error",
+    401: "authentication_error", 403: "permission_error", 408: "timeout_error", 429: "rate_limit_error", 504: "timeout_error",
+}  # fmt: skip
+# OpenRouter's `metadata.error_type` for errors that arrive inside a 200. Source: OpenRouter docs, errors page.
+_STATUS_OF_TYPE = {
+    "context_length_exceeded": 400, "max_tokens_exceeded": 400, "token_limit_exceeded": 400, "string_too_long": 400, "invalid_request": 400,
+    "authentication": 401, "payment_required": 402, "permission_denied": 403, "content_policy_violation": 403, "not_found": 404,
+    "rate_limit_exceeded": 429, "provider_overloaded": 503, "provider_unavailable": 502, "timeout": 504, "server": 500,
+}  # fmt: skip
+# A client's own mistake: another deployment would refuse it too.
+_CLIENT_FAULTS = frozenset({400, 405, 406, 409, 411, 413, 414, 415, 422})
+
+
+@dataclass(slots=True)
+class UpstreamError(Exception):
+    """An answer that did not come. `status` is what our client should see; `fallback` says whether another deployment may help."""
+
+    status: int
+    message: str
+    code: str
+    type: str = "api_error"
+    param: str | None = None
+    fallback: bool = True
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def unreachable(upstream: str, where: str, reason: str) -> UpstreamError:
+    return UpstreamError(502, f"upstream '{upstream}' cannot be reached at {where}: {reason}", "upstream_unreachable")
+
+
+def disconnected(upstream: str, when: str) -> UpstreamError:
+    return UpstreamError(502, f"upstream '{upstream}' closed the connection {when}", "upstream_disconnected")
+
+
+def timed_out(upstream: str, what: str, limit_s: float) -> UpstreamError:
+    return UpstreamError(504, f"upstream '{upstream}': {what} within {limit_s:g} s", "upstream_timeout", "timeout_error")
+
+
+def bad_reply(upstream: str, what: str) -> UpstreamError:
+    return UpstreamError(502, f"upstream '{upstream}' sent {what}", "upstream_bad_reply")
+
+
+def from_reply(upstream: str, status: int, headers: Mapping[bytes, bytes], body: bytes, secret: str | None) -> UpstreamError:
+    """The error of a reply whose HTTP status is 400 or more (or a redirect, which no chat API should send)."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = body.decode("utf-8", "replace").strip() or f"HTTP {status} without a body"
+    backoff = {name: headers[name] for name in BACKOFF_HEADERS if name in headers}
+    return _build(upstream, status if status >= 400 else 502, document, backoff, secret)
+
+
+def from_document(upstream: str, document: Mapping[str, Any], secret: str | None) -> UpstreamError | None:
+    """The error inside a reply or a frame that came under HTTP 200, or None where there is none."""
+    error = document.get("error")
+    if not error:
+        error = _choice_error(document)
+    if not error:
+        return None
+    return _build(upstream, _status_of(error), {"error": error}, {}, secret)
+
+
+def from_text(upstream: str, body: bytes, secret: str | None) -> UpstreamError | None:
+    """The error in a body of unknown form (JSON, or events), or None."""
+    text = body.strip().removeprefix(b"data:").partition(b"\n\n")[0]
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return from_document(upstream, document, secret) if isinstance(document, dict) else None
+
+
+def _choice_error(document: Mapping[str, Any]) -> Any:
+    """OpenRouter's answer that failed late: `choices[0].error` beside finish_reason "error"."""
+    choices = document.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return None
+    if choices[0].get("finish_reason") != "error":
+        return None
+    return choices[0].get("error") or {"message": "the provider ended the answer with finish_reason 'error'"}
+
+
+def _status_of(error: Any) -> int:
+    if not isinstance(error, dict):
+        return 502
+    metadata = error.get("metadata")
+    kind = metadata.get("error_type") if isinstance(metadata, dict) else None
+    if kind in _STATUS_OF_TYPE:
+        return _STATUS_OF_TYPE[kind]
+    code = error.get("code")
+    if isinstance(code, str) and code.isdigit():
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code <= 599 else 502
+
+
+def _build(upstream: str, status: int, document: Any, headers: dict[bytes, bytes], secret: str | None) -> UpstreamError:
+    message, kind, code, param, moderated = _read(document, status)
+    if secret:
+        message = message.replace(secret, "***")
+    message = message[:MESSAGE_LIMIT]
+    if status in (401, 402) or (status == 403 and not moderated):
+        reason = "has no credits left" if status == 402 else "refused the gateway's credentials"
+        code = "upstream_payment_required" if status == 402 else "upstream_auth_failed"
+        text = f"upstream '{upstream}' {reason} (HTTP {status}): {message}"
+        return UpstreamError(502, text, code, headers=headers | {b"x-should-retry": b"false"})
+    fallback = status not in _CLIENT_FAULTS and not moderated
+    kind = kind or _TYPES.get(status, "api_error")
+    return UpstreamError(status, message, code or f"upstream_http_{status}", kind, param, fallback, headers)
+
+
+def _read(document: Any, status: int) -> tuple[str, str | None, str | None, str | None, bool]:
+    """(message, type, code, param, moderated) of any shape: OpenAI's, vLLM's (integer code, string error), FastAPI's `detail`, text."""
+    error = document.get("error", document) if isinstance(document, dict) else document
+    if not isinstance(error, dict):
+        return str(error), None, None, None, False
+    message = error.get("message") or error.get("detail") or error.get("msg") or f"HTTP {status}"
+    if not isinstance(message, str):
+        message = orjson.dumps(message).decode()
+    metadata = error.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    raw = metadata.get("raw")
+    if isinstance(raw, str) and raw and raw not in message:
+        message = f"{message}: {raw}"
+    code = metadata.get("error_type") or error.get("code")
+    code = code if isinstance(code, str) and not code.isdigit() else None
+    kind = error.get("type")
+    param = error.get("param")
+    moderated = "reasons" in metadata or "flagged_input" in metadata or code in ("content_policy_violation", "content_filter")
+    return message, _known_type(kind), code, param if isinstance(param, str) else None, moderated
+
+
+def _known_type(kind: Any) -> str | None:
+    """Types in OpenAI's spelling only; vLLM's `NotFoundError` and HTTP phrases are replaced by the type of the status."""
+    return kind if isinstance(kind, str) and kind.endswith("_error") else None

@@ -1,0 +1,87 @@
+"""Deployments that run on this machine: lease the engine, then talk HTTP to it like to any other upstream.
+
+The lease is held for exactly as long as the request: it starts the engine where it must and keeps it from being unloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from adapters.base import ChatCall, Client, Timeouts
+from adapters.endpoint import Endpoint
+from adapters.openai_compatible import PATH as CHAT_PATH
+from adapters.rewrite import rewrite
+from adapters.thinking import changes
+from local_models.runtime import Lease, Runtime
+
+IMAGES_PATH = "/images/generations"
+
+
+class _Engine:
+    """The endpoint of one engine; a new one each time the engine has started anew, at another port and with another key."""
+
+    def __init__(self, runtime: Runtime, engine_id: str, timeouts: Timeouts) -> None:
+        self.runtime, self.engine_id = runtime, engine_id
+        self._timeouts = timeouts
+        self._endpoint: Endpoint | None = None
+        self._at: tuple[str, int, str | None] | None = None
+
+    def endpoint(self, lease: Lease) -> Endpoint:
+        at = (lease.host, lease.port, lease.key)
+        if self._endpoint is None or self._at != at:
+            self.close()
+            self._endpoint = Endpoint(self.engine_id, f"http://{lease.host}:{lease.port}/v1", lease.key, self._timeouts)
+            self._at = at
+        return self._endpoint
+
+    def close(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
+
+
+class LocalChat:
+    """A ChatUpstream on an engine of ours. served_name: the model name that the engine knows; thinking: as in OpenAICompatible."""
+
+    def __init__(self, runtime: Runtime, engine_id: str, served_name: str, timeouts: Timeouts, thinking: bool | None = None) -> None:
+        self._engine = _Engine(runtime, engine_id, timeouts)
+        self._served_name, self._thinking = served_name, thinking
+
+    async def stream(self, call: ChatCall, client: Client) -> None:
+        body = self._body(call)
+        async with self._engine.runtime.lease(self._engine.engine_id) as lease:
+            await self._engine.endpoint(lease).stream(CHAT_PATH, body, call.request_id, client)
+
+    async def complete(self, call: ChatCall) -> bytes:
+        body = self._body(call)
+        async with self._engine.runtime.lease(self._engine.engine_id) as lease:
+            return await self._engine.endpoint(lease).complete(CHAT_PATH, body, call.request_id)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _body(self, call: ChatCall) -> bytes:
+        return rewrite(call.body, call.fields, self._served_name, changes(call.fields, "chat_template_kwargs", self._thinking))
+
+
+class LocalImages:
+    """An ImageUpstream on an engine of ours."""
+
+    def __init__(self, runtime: Runtime, engine_id: str, timeouts: Timeouts) -> None:
+        self._engine = _Engine(runtime, engine_id, timeouts)
+
+    async def generate(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        body = orjson.dumps(request)
+        async with (
+            self._engine.runtime.lease(self._engine.engine_id) as lease,
+            aclosing(self._engine.endpoint(lease).events(IMAGES_PATH, body, str(request["request_id"]))) as events,
+        ):
+            async for event in events:
+                yield event
+
+    def close(self) -> None:
+        self._engine.close()

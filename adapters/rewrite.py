@@ -1,0 +1,36 @@
+"""A client's request body made the upstream's: the model's name and the few fields that must change, as bytes where possible.
+
+A body may hold ten megabytes of pictures, so it is spliced, not serialised again, wherever that is certain to be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_OPENING = re.compile(rb"\s*\{")
+
+
+def rewrite(body: bytes, fields: Mapping[str, Any], model: str, changed: Mapping[str, Any]) -> bytes:
+    """`body` with `model` as its model and `changed` over its top-level fields; None there leaves a field out.
+
+    body: a JSON object that parses to `fields` and has a `model`.
+    """
+    touches_given = any(name in fields for name in changed)
+    # `"model"` exactly once: it is the top-level key, for a parsed body has one and anything else would be a second.
+    if touches_given or body.count(b'"model"') != 1:
+        merged = {**fields, "model": model, **changed}
+        return orjson.dumps({name: value for name, value in merged.items() if not (value is None and name in changed)})
+    if fields["model"] != model:
+        name = orjson.dumps(model)
+        body = _MODEL.sub(lambda _: b'"model":' + name, body, count=1)
+    added = {name: value for name, value in changed.items() if value is not None}
+    if not added:
+        return body
+    opening = _OPENING.match(body)
+    assert opening is not None, "the body is a JSON object"
+    return b"{" + orjson.dumps(added)[1:-1] + b"," + body[opening.end() :]
