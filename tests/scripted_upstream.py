@@ -82,7 +82,7 @@ Scenario = Callable[[Request, Exchange], Awaitable[None]]
 
 @dataclass
 class ScriptedUpstream:
-    """scenario: how the next requests are answered; asked: what came; connections: how many were opened; left: how many clients left early."""
+    """scenario: how the next requests are answered; asked: what came; connections: opened so far; left: clients that left early."""
 
     scenario: Scenario
     port: int = 0

@@ -223,13 +223,12 @@ async def test_time_outs(limits: Timeouts, said: int, message: str) -> None:
     async def scenario(request: Request, exchange: Exchange) -> None:
         await exchange.start_stream()
         await exchange.events(*[chunk("one")] * said)
-        while True:  # comments prove that it lives, but they are no token
-            await exchange.chunk(b": OPENROUTER PROCESSING\n\n" if not said or limits.total_s < 1 else b"")
+        while limits.idle_s > 1:  # comments prove that it lives, but they are no token
+            await exchange.chunk(b": OPENROUTER PROCESSING\n\n")
             await asyncio.sleep(0.01)
-            if limits.idle_s < 1:
-                await exchange.until_left()
+        await exchange.until_left()
 
-    async with connected(scenario, timeouts=limits) as (upstream, endpoint):
+    async with connected(scenario, timeouts=limits) as (_, endpoint):
         with pytest.raises(UpstreamError, match=message) as caught:
             await stream(endpoint, Recorder())
         assert caught.value.status == 504
@@ -240,7 +239,7 @@ async def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = Endpoint("up", f"http://127.0.0.1:{free.getsockname()[1]}/v1", None, Timeouts())
-        with pytest.raises(UpstreamError, match="upstream 'up' cannot be reached at http://127.0.0.1") as caught:
+        with pytest.raises(UpstreamError, match=r"upstream 'up' cannot be reached at http://127\.0\.0\.1") as caught:
             await complete(endpoint)
         assert caught.value.status == 502
 
