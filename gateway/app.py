@@ -1,0 +1,208 @@
+"""The ASGI application: the chat route as it is, everything else through FastAPI, errors in one shape.
+
+`create_app` composes; it starts nothing. The order of a request is the order of this file: request id, chat or FastAPI, route.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapters.errors import UpstreamError
+from config.schema import DiffusersUpstream, Settings
+from gateway import chat, image_request, images
+from gateway.auth import KeyRing
+from gateway.body import read_body
+from gateway.chat import ChatCompletions
+from gateway.departure import Departure
+from gateway.errors import GatewayError, from_validation, no_route, shutting_down, to_gateway_error
+from gateway.jobs import ImageJob, JobQueue
+from gateway.models import model_list, model_object
+from gateway.respond import send_error
+from gateway.routing import Router
+from local_models.errors import EngineError
+from local_models.runtime import Runtime
+
+VERSION = "0.1.0"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=-]{1,128}")
+log = logging.getLogger("tandem.gateway")
+
+
+class Gateway:
+    """The outermost application. It owns the router, so `close` it when serving has ended."""
+
+    def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing) -> None:
+        self.router = Router(settings, runtime)
+        self._chat = ChatCompletions(self.router, keys, settings.server.max_body_bytes)
+        self._rest = _control_plane(settings, runtime, keys, self.router)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        if scope["path"] == chat.PATH:
+            if scope["method"] == "POST":
+                await self._chat(scope, receive, send)
+            else:
+                await send_error(send, no_route(scope["method"], chat.PATH, ["POST"]), [(b"x-request-id", request_id.encode())])
+            return
+        await self._rest(scope, receive, _naming_request(send, request_id))
+
+    def close(self) -> None:
+        self.router.close()
+
+
+def create_app(settings: Settings, runtime: Runtime, keys: KeyRing) -> Gateway:
+    return Gateway(settings, runtime, keys)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id where it is fit for a header and a log; a new one otherwise."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode())
+    return f"req_{secrets.token_hex(12)}"
+
+
+def _naming_request(send: Send, request_id: str) -> Send:
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+        await send(message)
+
+    return named
+
+
+def _control_plane(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router) -> ASGIApp:
+    app = FastAPI(title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.include_router(_health(settings, runtime))
+    app.include_router(_model_routes(settings, runtime, keys))
+    app.include_router(_image_routes(settings, runtime, keys, router))
+    for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _show_error)
+    return app
+
+
+async def _show_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        shown = from_validation([dict(problem) for problem in error.errors()])
+    elif isinstance(error, HTTPException) and error.status_code in (404, 405):
+        shown = no_route(request.method, request.url.path, _allowed(request))
+    else:
+        shown = to_gateway_error(error)
+    if shown.code == "internal_error":
+        log.error("request_id=%s failed", request.state.request_id, exc_info=error)
+    headers = {name.decode(): value.decode() for name, value in shown.headers.items()}
+    return JSONResponse(shown.document, shown.status, headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    methods: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is Match.PARTIAL:
+            methods |= route.methods or set()
+    return sorted(methods - {"HEAD"})
+
+
+def _health(settings: Settings, runtime: Runtime) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "ok"}
+
+    @routes.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """It can serve: at least one model has a deployment that lacks nothing. Engines start on demand."""
+        ready = {
+            model.name: any(settings.key_problem(deployment.upstream) is None for deployment in model.deployments)
+            for model in settings.models
+        }
+        engines = {engine: runtime.status(engine).state for engine in runtime.engines()}
+        serves = any(ready.values())
+        return JSONResponse({"status": "ready" if serves else "not ready", "models": ready, "engines": engines}, 200 if serves else 503)
+
+    return routes
+
+
+def _require_key(keys: KeyRing) -> Any:
+    async def require_key(request: Request) -> None:
+        keys.check(request.scope["headers"])
+
+    return Depends(require_key)
+
+
+def _model_routes(settings: Settings, runtime: Runtime, keys: KeyRing) -> APIRouter:
+    routes = APIRouter(prefix="/v1", dependencies=[_require_key(keys)])
+    created = int(time.time())
+
+    @routes.get("/models")
+    async def list_models() -> dict[str, Any]:
+        return model_list(settings, runtime, created)
+
+    @routes.get("/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        model = settings.model(name)
+        if model is None:
+            known = ", ".join(f"'{model.name}'" for model in settings.models)
+            raise GatewayError(404, f"the model '{name}' does not exist; models here: {known}", "model_not_found", param="model")
+        return model_object(model, settings, runtime, created)
+
+    return routes
+
+
+def _image_routes(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router) -> APIRouter:
+    routes = APIRouter(prefix="/v1/images", dependencies=[_require_key(keys)])
+    queues = {
+        deployment.engine_id: JobQueue(upstream.max_queue)
+        for model in settings.models
+        for deployment in model.deployments
+        if isinstance(upstream := settings.upstreams[deployment.upstream], DiffusersUpstream)
+    }
+
+    @routes.post("/generations")
+    async def generate_images(request: Request) -> Response:
+        try:
+            body = await read_body(request.scope, request.receive, settings.server.max_body_bytes)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        asked = image_request.parse(body)
+        route = router.image(asked.model)
+        job_id = f"img_{secrets.token_hex(12)}"
+        job = ImageJob(job_id, route.model.name, image_request.job_for(asked, route.model, job_id))
+        events = images.run_job(job, route, queues, runtime)
+        if asked.stream:
+            return EventSourceResponse(_server_sent(events), sep="\n")
+        with Departure(request.receive) as departure:
+            async with aclosing(events):
+                return JSONResponse(await images.collect(job, events))
+        if not departure.gone:
+            raise shutting_down()
+        return Response(status_code=499)  # nobody reads it
+
+    return routes
+
+
+async def _server_sent(events: AsyncGenerator[images.Event, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(events):
+        async for name, event in images.as_stream(events):
+            yield ServerSentEvent(orjson.dumps(event).decode(), event=name)

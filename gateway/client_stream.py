@@ -1,0 +1,115 @@
+"""The client's end of a streamed answer: headers held back until there is something to say, then frames as they come.
+
+While headers are held an error still gets its real status. They are held for `HOLD_S` at most: from then on comments keep proxies
+and clients awake, and an error becomes an event. Comments go between frames only, because only whole frames are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from starlette.types import Message, Send
+
+from adapters import sse
+from adapters.base import Source
+from gateway.errors import GatewayError
+from gateway.respond import RawHeaders
+from gateway.stepping import Stepped
+
+HOLD_S = 5.0
+HEARTBEAT_S = 15.0
+
+STREAM_HEADERS: RawHeaders = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientStream:
+    """An adapters.base.Client over ASGI `send`. headers: sent with the answer's; may be added to until `started`."""
+
+    def __init__(self, send: Send, headers: RawHeaders, *, hold_s: float = HOLD_S, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self.started = False  # the response's status and headers are out
+        self.began = False  # content is out: nobody else may answer any more
+        self.headers = headers
+        self.send = send
+        self._loop = asyncio.get_running_loop()
+        self._heartbeat_s = heartbeat_s
+        self._blocked: Stepped | None = None  # a send that waits for the client
+        self._pending: deque[Message] = deque()
+        self._paused: Source | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._due = self._loop.time() + hold_s
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def write(self, frames: bytes, source: Source) -> None:
+        self.began = True
+        self._due = self._loop.time() + self._heartbeat_s
+        self._put(frames)
+        if self._blocked is not None:
+            self._paused = source
+            source.pause()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client has yet to take what was sent."""
+        return self._blocked is not None
+
+    async def finish(self, error: GatewayError | None = None) -> None:
+        """End the response, with `error` as its last event. Returns when the client has taken everything."""
+        self._timer.cancel()
+        if error is not None:
+            self._put(sse.event(error.document))
+        while self.blocked:
+            self._drained = self._loop.create_future()
+            await self._drained
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def close(self) -> None:
+        """Let go of everything that still waits; for a client that has left or has been answered."""
+        self._timer.cancel()
+        if self._blocked is not None:
+            self._blocked.close()
+            self._blocked = None
+
+    def _put(self, frames: bytes) -> None:
+        if not self.started:
+            self.started = True
+            self._forward({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS + self.headers})
+        self._forward({"type": "http.response.body", "body": frames, "more_body": True})
+
+    def _forward(self, message: Message) -> None:
+        if self._blocked is not None:
+            self._pending.append(message)
+            return
+        # send() is a coroutine in every ASGI server; the type only promises an awaitable
+        step: Any = self.send(message)
+        try:
+            waiting = step.send(None)
+        except StopIteration:
+            return
+        self._blocked = Stepped(step, self._unblock)
+        self._blocked.wait_for(waiting)
+
+    def _unblock(self, _: object) -> None:
+        self._blocked = None
+        pending, self._pending = self._pending, deque()
+        for message in pending:
+            self._forward(message)
+        if self.blocked:
+            return
+        if self._paused is not None:
+            source, self._paused = self._paused, None
+            source.resume()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _tick(self) -> None:
+        if self._loop.time() >= self._due:
+            self._due = self._loop.time() + self._heartbeat_s
+            if self._blocked is None:
+                self._put(sse.KEEP_ALIVE)
+        self._timer = self._loop.call_at(self._due, self._tick)

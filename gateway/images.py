@@ -1,0 +1,145 @@
+"""POST /v1/images/generations: an image request as a job, and the job's events as they come.
+
+`run_job` is the one line that a job goes along, streamed or not: place in the queue, turn, engine, steps, pictures. Closing it
+anywhere (the client has left) frees the place and stops the engine at its next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from adapters.base import ImageUpstream
+from adapters.errors import UpstreamError
+from gateway.errors import GatewayError, to_gateway_error
+from gateway.jobs import ImageJob, JobQueue
+from gateway.routing import Route, Target
+from local_models.errors import EngineError
+from local_models.runtime import Runtime
+
+LOADING_REPORT_S = 0.5  # between two reports on an engine that loads
+
+Event = dict[str, Any]
+
+
+async def run_job(job: ImageJob, route: Route[ImageUpstream], queues: dict[str, JobQueue], runtime: Runtime) -> AsyncGenerator[Event, None]:
+    """The job's events under the names that a streaming client sees, `image_generation.completed` once for each picture.
+
+    Raises GatewayError, UpstreamError, EngineError.
+    """
+    usable = route.usable
+    for target in usable:
+        try:
+            async with aclosing(_run_on(job, target, queues[target.deployment.engine_id], runtime)) as events:
+                async for event in events:
+                    yield event
+            return
+        except (UpstreamError, EngineError):
+            if job.step or target is usable[-1]:
+                job.state = "failed"
+                raise
+        except (GeneratorExit, asyncio.CancelledError):
+            job.state = "cancelled"
+            raise
+
+
+async def _run_on(job: ImageJob, target: Target[ImageUpstream], queue: JobQueue, runtime: Runtime) -> AsyncGenerator[Event, None]:
+    async with queue.place(job):
+        async for position in queue.positions(job):
+            yield {"type": "image_generation.queued", "job_id": job.id, "position": position}
+        job.started_at = time.monotonic()
+        async with aclosing(_with_loading(job, target, runtime)) as events:
+            async for event in events:
+                if (translated := _translate(job, event)) is not None:
+                    yield translated
+
+
+async def _with_loading(job: ImageJob, target: Target[ImageUpstream], runtime: Runtime) -> AsyncGenerator[Event, None]:
+    """The engine's events, after reports on its loading where it has to load first."""
+    engine_events = target.upstream.generate(job.request)
+    first: asyncio.Task[Event] = asyncio.ensure_future(anext(engine_events))
+    try:
+        while not first.done():
+            status = runtime.status(target.deployment.engine_id)
+            if status.state == "starting":
+                job.state = "loading"
+                yield {"type": "loading", "progress": status.progress, "stage": status.stage}
+            await asyncio.wait({first}, timeout=LOADING_REPORT_S)
+        job.state = "running"
+        yield first.result()
+        async for event in engine_events:
+            yield event
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await engine_events.aclose()
+
+
+def _translate(job: ImageJob, event: Event) -> Event | None:
+    """A worker's event as the client sees it. Raises the GatewayError that an error event holds."""
+    match event["type"]:
+        case "loading":
+            return event | {"type": "image_generation.loading", "job_id": job.id}
+        case "progress":
+            done = event["image_index"] * event["steps"] + event["step"]
+            job.step = done
+            assert job.started_at is not None, "a job that makes progress has started"
+            left = job.request["n"] * event["steps"] - done
+            eta_s = round((time.monotonic() - job.started_at) / done * left, 1) if done else None
+            return event | {"type": "image_generation.progress", "job_id": job.id, "eta_s": eta_s}
+        case "image":
+            return _completed(job, event)
+        case "error":
+            error = event["error"]
+            raise GatewayError(500, error["message"], error.get("code"), error.get("type") or "api_error", error.get("param"))
+        case "done":
+            job.state = "done"
+    return None
+
+
+def _completed(job: ImageJob, event: Event) -> Event:
+    return {
+        "type": "image_generation.completed",
+        "job_id": job.id,
+        "model": job.model,
+        "created_at": int(time.time()),
+        "b64_json": event["b64_json"],
+        "image_index": event["image_index"],
+        "seed": event["seed"],
+        "size": f"{event['width']}x{event['height']}",
+        "output_format": "png",
+        "quality": "auto",
+        "background": "opaque",
+        "num_inference_steps": job.request["num_inference_steps"],
+        "guidance_scale": job.request.get("guidance_scale"),
+        "duration_s": event["duration_s"],
+    }
+
+
+async def collect(job: ImageJob, events: AsyncGenerator[Event, None]) -> Event:
+    """The reply to a client that does not stream. Raises what `run_job` raises."""
+    completed = [event async for event in events if event["type"] == "image_generation.completed"]
+    return {
+        "created": int(time.time()),
+        "data": [{"b64_json": event["b64_json"], "seed": event["seed"]} for event in completed],
+        "model": job.model,
+        "job_id": job.id,
+        "size": f"{job.request['width']}x{job.request['height']}",
+        "output_format": "png",
+        "quality": "auto",
+        "background": "opaque",
+        "num_inference_steps": job.request["num_inference_steps"],
+        "guidance_scale": job.request.get("guidance_scale"),
+    }
+
+
+async def as_stream(events: AsyncGenerator[Event, None]) -> AsyncGenerator[tuple[str, Event], None]:
+    """(name, data) of each event for a client that streams; a failure is the last one."""
+    try:
+        async for event in events:
+            yield event["type"], event
+    except Exception as error:  # noqa: BLE001 - the response has begun: every failure becomes its last event
+        yield "error", {"type": "error", **to_gateway_error(error).document}

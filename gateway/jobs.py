@@ -1,0 +1,74 @@
+"""Image jobs: every image request is one, and each engine does one at a time, in order of arrival.
+
+`JobQueue.turn` is the only way to an engine; whoever leaves, waiting or working, leaves no trace in the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gateway.errors import queue_full
+
+State = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
+FIRST_GUESS_S = 5.0  # how long a job takes, as long as none has been seen
+
+
+@dataclass(slots=True, eq=False)
+class ImageJob:
+    """One image request on its way. request: what the worker is asked for; position: jobs ahead of it; times from time.monotonic()."""
+
+    id: str
+    model: str
+    request: dict[str, Any]
+    state: State = "queued"
+    position: int = 0
+    step: int = 0
+    created_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def move(self, position: int) -> None:
+        self.position = position
+        self.moved.set()
+
+
+class JobQueue:
+    """The jobs of one engine. limit: how many may wait."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._jobs: deque[ImageJob] = deque()  # the first one has the engine
+        self._typical_s = FIRST_GUESS_S
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @asynccontextmanager
+    async def place(self, job: ImageJob) -> AsyncIterator[None]:
+        """A place in the queue for as long as the block runs. Raises GatewayError (429) when it is full."""
+        if len(self._jobs) > self.limit:
+            raise queue_full(job.model, self.limit, self._typical_s * len(self._jobs))
+        job.move(len(self._jobs))
+        self._jobs.append(job)
+        try:
+            yield
+        finally:
+            self._jobs.remove(job)
+            for position, other in enumerate(self._jobs):
+                other.move(position)
+            if job.state == "done" and job.started_at is not None:
+                self._typical_s += 0.3 * (time.monotonic() - job.started_at - self._typical_s)
+
+    @staticmethod
+    async def positions(job: ImageJob) -> AsyncIterator[int]:
+        """How many are ahead, each time that changes; ends when it is this job's turn."""
+        while job.position > 0:
+            yield job.position
+            job.moved.clear()
+            await job.moved.wait()

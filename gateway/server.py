@@ -1,0 +1,73 @@
+"""Serving: uvicorn around the application, the runtime around uvicorn, and an orderly end.
+
+The listening socket is given: whoever starts the gateway has bound it before anything else, so a taken port is known at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from adapters.build import engine_specs
+from config.schema import Settings
+from gateway.app import create_app
+from gateway.auth import KeyRing
+from local_models.runtime import Runtime
+
+GRACE_S = 3  # for answers that still run when the gateway is told to stop
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: it would raise the signal again after it has stopped."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    settings: Settings, *, data_dir: Path, keys: KeyRing, listener: socket.socket, on_ready: Callable[[], None] = lambda: None
+) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the exit code."""
+    runtime = Runtime(engine_specs(settings), data_dir=data_dir)
+    app = create_app(settings, runtime, keys)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=75,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _stop, server)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        gc.freeze()  # what is loaded now stays: later collections need not look at it
+        on_ready()
+        await serving
+    finally:
+        app.close()
+        await runtime.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    return 0
+
+
+def _stop(server: uvicorn.Server) -> None:
+    server.should_exit = True
