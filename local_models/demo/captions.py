@@ -1,0 +1,173 @@
+"""Words for scenes: prompts in many phrasings for the image model, one-sentence descriptions for the chat model.
+
+A caption may leave a colour, a size or the background open; what it does say is always true of the scene.
+"""
+
+from __future__ import annotations
+
+import random
+
+from local_models.demo.world import OPPOSITE, Relation, Scene, Thing
+
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {
+    "red": ("red", "crimson", "scarlet"),
+    "orange": ("orange",),
+    "yellow": ("yellow", "golden"),
+    "green": ("green", "emerald"),
+    "cyan": ("cyan", "turquoise", "aqua"),
+    "blue": ("blue", "navy"),
+    "purple": ("purple", "violet"),
+    "pink": ("pink", "rose"),
+    "brown": ("brown",),
+    "gray": ("gray", "grey"),
+    "white": ("white",),
+    "black": ("black",),
+}
+SHAPE_WORDS: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc", "disk", "ball", "dot"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "diamond": ("diamond", "rhombus"),
+    "heart": ("heart",),
+    "cross": ("cross", "plus"),
+    "ring": ("ring", "donut", "hoop"),
+}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium", "medium-sized"),
+    "large": ("large", "big", "huge"),
+}
+RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over", "on top of"),
+    "below": ("below", "under", "beneath"),
+    "inside": ("inside", "in", "within"),
+}
+OPENINGS = (
+    "draw", "draw me", "paint", "make", "please draw", "show me", "create", "generate", "a picture of", "an image of", "picture of",
+    "image of", "a drawing of", "a painting of", "a photo of", "i want", "can you draw",
+)  # fmt: skip
+EXTRAS = (
+    "please",
+    "simple",
+    "flat",
+    "nice",
+    "clean",
+    "minimal",
+    "bright",
+    "shape",
+    "coloured",
+    "colored",
+    "with",
+    "and",
+    "style",
+    "art",
+    "icon",
+)
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """A prompt that the scene fulfils, in one of many phrasings."""
+    text = phrase(scene, rng)
+    if rng.random() < 0.25:
+        text = f"{rng.choice(OPENINGS)} {text}"
+    return _noise(text, rng)
+
+
+def phrase(scene: Scene, rng: random.Random) -> str:
+    """What the caption says about the scene, without an opening."""
+    body = _pair_phrase(scene, rng) if scene.relation else _thing_phrase(scene.things[0], rng)
+    return _with_background(body, scene.background, rng)
+
+
+def plain_caption(scene: Scene) -> str:
+    """The canonical prompt: "a red circle left of a blue square on a white background"."""
+    first = _plain_thing(scene.things[0], scene.relation is None)
+    if scene.relation:
+        first = f"{first} {scene.relation} {_plain_thing(scene.things[1], False)}"
+    return f"{first} on {_article(scene.background)} background"
+
+
+def vocabulary() -> list[str]:
+    """Every word a caption can hold, sorted."""
+    tables = (COLOUR_WORDS.values(), SHAPE_WORDS.values(), SIZE_WORDS.values(), RELATION_WORDS.values(), (OPENINGS, EXTRAS, _FILLERS))
+    phrases = [phrase for table in tables for words in table for phrase in words]
+    return sorted({word for phrase in phrases for word in phrase.replace("-", " ").split()})
+
+
+_FILLERS = ("a an the on of is background backdrop colour color against there one single shown has its behind field size in",)
+
+
+def _thing_phrase(thing: Thing, rng: random.Random) -> str:
+    colour = rng.choice(COLOUR_WORDS[thing.colour]) if rng.random() < 0.5 else thing.colour
+    shape = rng.choice(SHAPE_WORDS[thing.shape]) if rng.random() < 0.4 else thing.shape
+    says_size = rng.random() < (0.7 if thing.size != "medium" else 0.15)
+    size = rng.choice(SIZE_WORDS[thing.size]) if says_size else ""
+    if rng.random() < 0.06:
+        colour = ""
+    form = rng.random()
+    if form < 0.12 and colour:
+        return ", ".join(word for word in rng.sample([colour, shape, size], 3) if word)
+    if form < 0.2 and colour:
+        return f"{_article(' '.join(filter(None, (size, shape))))} that is {colour}"
+    words = [size, colour] if rng.random() < 0.85 else [colour, size]
+    phrase = " ".join(filter(None, (*words, shape)))
+    return _article(phrase) if rng.random() < 0.8 else phrase
+
+
+def _pair_phrase(scene: Scene, rng: random.Random) -> str:
+    first, second = scene.things
+    relation = scene.relation
+    assert relation is not None
+    if relation in OPPOSITE and rng.random() < 0.3:
+        first, second, relation = second, first, OPPOSITE[relation]
+    names = [_pair_member(thing, rng) for thing in (first, second)]
+    return f"{names[0]} {rng.choice(RELATION_WORDS[relation])} {names[1]}"
+
+
+def _pair_member(thing: Thing, rng: random.Random) -> str:
+    colour = rng.choice(COLOUR_WORDS[thing.colour]) if rng.random() < 0.3 else thing.colour
+    shape = rng.choice(SHAPE_WORDS[thing.shape]) if rng.random() < 0.25 else thing.shape
+    return _article(f"{colour} {shape}")
+
+
+def _with_background(body: str, background: str, rng: random.Random) -> str:
+    if rng.random() < 0.12:
+        return body
+    colour = rng.choice(COLOUR_WORDS[background]) if rng.random() < 0.35 else background
+    before = (f"{colour} background, {body}", f"on {_article(colour)} background {body}", f"on {colour}: {body}")
+    after = (
+        f"{body} on {_article(colour)} background",
+        f"{body} on {_article(colour)} background",
+        f"{body} on {_article(colour)} background",
+        f"{body} on {colour}",
+        f"{body}, {colour} background",
+        f"{body} with {_article(colour)} background",
+        f"{body} against {colour}",
+        f"{body}, on {colour}",
+        f"{body}. the background is {colour}",
+        f"{body} on {_article(colour)} backdrop",
+    )
+    return rng.choice(before) if rng.random() < 0.15 else rng.choice(after)
+
+
+def _noise(text: str, rng: random.Random) -> str:
+    """Now and then a word that means nothing here, so that unknown words do little harm."""
+    roll = rng.random()
+    if roll < 0.06:
+        return f"{text}, {rng.choice(EXTRAS)}"
+    if roll < 0.1:
+        word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8)))
+        return f"{text} {word}" if rng.random() < 0.5 else f"{word} {text}"
+    return text
+
+
+def _plain_thing(thing: Thing, says_size: bool) -> str:
+    size = thing.size if says_size and thing.size != "medium" else ""
+    return _article(" ".join(filter(None, (size, thing.colour, thing.shape))))
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[:1] in 'aeiou' else 'a'} {phrase}"
