@@ -141,8 +141,8 @@ def sizes_of(image: ImageFacts) -> list[str]:
     """The sizes on offer, the default first: squares, and both orientations of 3:2, all of which the model can make."""
     width, height = (int(side) for side in image.default_size.split("x"))
     base = max(width, height)
-    squares = [(side, side) for side in (base // 2, base, base * 3 // 2, base * 2)]
-    landscapes = [(long, long * 2 // 3) for long in (base, base * 3 // 2, base * 2)]
+    squares = [(side, side) for side in (base // 2, base, base * 2)]
+    landscapes = [(long, long * 2 // 3) for long in (base, base * 3 // 2)]
     shapes = squares + landscapes + [(high, wide) for wide, high in landscapes]
     fitting = [(_snap(wide, image), _snap(high, image)) for wide, high in shapes]
     names = [f"{wide}x{high}" for wide, high in fitting if image.min_side <= min(wide, high) and max(wide, high) <= image.max_side]

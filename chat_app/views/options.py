@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def options_popover(card: ModelCard, image: ImageFacts) -> None:
     """Every widget has a key of its own for each model, and keeps its value while another mode is shown."""
-    with st.popover(_summary(card, image), icon=":material/tune:", key="image-options"):
+    with st.popover(_summary(card, image), icon=":material/tune:", key="image-options"), st.container(width=400, gap="small"):
         st.pills(
             "Size",
             sizes_of(image),
@@ -35,7 +35,8 @@ def options_popover(card: ModelCard, image: ImageFacts) -> None:
             persist_state="session",
             help="More steps take longer and show more detail.",
         )
-        st.number_input(
+        left, right = st.columns(2)
+        left.number_input(
             "Guidance",
             0.0,
             30.0,
@@ -47,8 +48,10 @@ def options_popover(card: ModelCard, image: ImageFacts) -> None:
             placeholder="the model's own",
             help="How closely the picture follows the prompt.",
         )
-        random = st.toggle("Random seed", True, key=_key(card, "random"), persist_state="session")
-        st.number_input(
+        right.number_input("Pictures", 1, image.max_n, 1, 1, key=_key(card, "n"), persist_state="session", disabled=image.max_n == 1)
+        left, right = st.columns(2, vertical_alignment="bottom")
+        random = right.toggle("Random seed", True, key=_key(card, "random"), persist_state="session")
+        left.number_input(
             "Seed",
             0,
             MAX_SEED,
@@ -59,11 +62,7 @@ def options_popover(card: ModelCard, image: ImageFacts) -> None:
             persist_state="session",
             help="The same seed with the same settings gives the same picture.",
         )
-        st.text_area(
-            "Leave out", key=_key(card, "negative"), placeholder="What the picture should not show", height=68, persist_state="session"
-        )
-        if image.max_n > 1:
-            st.number_input("Pictures", 1, image.max_n, 1, 1, key=_key(card, "n"), persist_state="session")
+        st.text_input("Leave out", key=_key(card, "negative"), placeholder="What the picture should not show", persist_state="session")
 
 
 def image_request(card: ModelCard, image: ImageFacts, prompt: str) -> ImageRequest:

@@ -11,7 +11,8 @@ from chat_app.blocks import plain
 from chat_app.catalog import ModelCard, ModelKind, badges_of
 from chat_app.records import Chat
 
-MODEL = "model"  # session state: the picked model's name, the only truth about the mode too
+MODEL = "picked_model"  # session state: the model's name, the only truth about the mode too
+PICKS = "picks"  # session state: how often it changed
 
 
 def settle_model(listing: Listing, chat: Chat | None) -> ModelCard | None:
@@ -24,25 +25,36 @@ def settle_model(listing: Listing, chat: Chat | None) -> ModelCard | None:
             state[MODEL] = chat.model
     card = listing.card(state.get(MODEL, "")) or first_of(listing.cards, "chat") or next(iter(listing.cards), None)
     if card is not None:
-        state[MODEL] = card.name
+        if state.get("shown_model") != card.name:
+            state["shown_model"] = state[MODEL] = card.name
+            state[PICKS] = state.get(PICKS, 0) + 1
         state[f"last_{card.kind}"] = card.name
     return card
 
 
 def draw_picker(cards: Sequence[ModelCard], card: ModelCard) -> None:
+    """A new list after each change: the browser does not take new values into widgets of a closed popover,
+    and would send the old ones back. It also closes the popover after a pick."""
     by_name = {one.name: one for one in cards}
-    with st.container(horizontal=True, vertical_alignment="center"):
-        with st.popover(plain(card.name), icon=":material/image:" if card.kind == "image" else ":material/forum:", key="picker"):
+    picks = st.session_state[PICKS]
+    icon = ":material/image:" if card.kind == "image" else ":material/forum:"
+    with st.container(horizontal=True, vertical_alignment="center", key="model"):
+        with st.popover(plain(card.name), icon=icon, key=f"picker-{picks}"):
             st.radio(
                 "Model",
                 list(by_name),
-                key=MODEL,
+                index=list(by_name).index(card.name),
+                key=f"models-{picks}",
                 format_func=plain,
                 captions=[_caption(one) for one in by_name.values()],
-                width="stretch",
-                persist_state="session",
+                on_change=_pick,
+                args=(f"models-{picks}",),
             )
         st.markdown(badge_line(card), width="content")
+
+
+def _pick(key: str) -> None:
+    st.session_state[MODEL] = st.session_state[key]
 
 
 def badge_line(card: ModelCard) -> str:
