@@ -20,6 +20,8 @@ from local_models.logs import LOG_BYTES, open_log
 
 NANNY = Path(__file__).with_name("nanny.py")
 REAP_INTERVAL_S = 0.005
+# how long to wait for orphans to die: longer only where the init process does not collect the dead
+ORPHANS_S = 2.0
 # what the nanny may need on top of the engine's grace: SIGKILL, and its own bounded clean-up
 NANNY_MARGIN_S = 4.0
 
@@ -71,14 +73,21 @@ class Child:
             self._nanny.kill()
 
     def abandon(self) -> None:
-        """Kill and let go at once, for an event loop that is about to end. Without effect when it is gone."""
+        """End it without the event loop, which is about to end itself: SIGKILL, and the nanny looks for the rest.
+
+        Blocks, as a rule for milliseconds. Without effect when it is gone.
+        """
         if self.gone.is_set():
             return
-        self.kill()
+        self._kill_group()
         if self._channel.fileno() != -1:
             self._loop.remove_reader(self._channel)
             self._channel.close()
-        self._nanny.wait()  # it got SIGKILL: this takes no time
+        try:
+            self._nanny.wait(self._grace_s + NANNY_MARGIN_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._nanny.wait()
         self._has_exited()
         self.gone.set()
 
@@ -106,29 +115,33 @@ class Child:
     def _on_nanny_gone(self) -> None:
         self._loop.remove_reader(self._channel)
         self._channel.close()
-        if not self.exited.is_set():  # it did not leave by itself, so it cleaned nothing up
+        orphaned = not self.exited.is_set()  # the nanny did not leave by itself, so it cleaned nothing up
+        if orphaned:
             self._kill_group()
         self._has_exited()
-        self._reap()
+        self._reap(group_until=self._loop.time() + ORPHANS_S if orphaned else 0.0)
 
     def _has_exited(self) -> None:
         if not self.exited.is_set():
             self.exited.set()
             self._on_exit()
 
-    def _reap(self) -> None:
-        if self._nanny.poll() is None:
-            self._loop.call_later(REAP_INTERVAL_S, self._reap)
+    def _reap(self, group_until: float) -> None:
+        """Wait for the nanny, and until that time for a killed group to be empty."""
+        if self._nanny.poll() is None or (self._loop.time() < group_until and self._kill_group()):
+            self._loop.call_later(REAP_INTERVAL_S, self._reap, group_until)
             return
         self.gone.set()
 
-    def _kill_group(self) -> None:
+    def _kill_group(self) -> bool:
+        """False when nobody is left in it."""
         if self.pid is None:
-            return
+            return False
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except OSError:
-            return  # nobody left in it
+            return False
+        return True
 
 
 def _start_nanny(launch: Launch, channel: socket.socket, log: Path, grace_s: float) -> subprocess.Popen[bytes]:

@@ -96,8 +96,11 @@ def _prctl(option: int, value: int) -> None:
 def fork_engine(command: list[str], output: int) -> int:
     """Process id of the engine, which leads a process group of its own and gets SIGKILL when this process dies (Linux)."""
     own = os.getpid()
+    caught = (*ENDING_SIGNALS, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, caught)  # or one that comes before the child's exec is lost in our handlers
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         try:
             os.setpgid(pid, pid)
         except OSError:
@@ -105,8 +108,9 @@ def fork_engine(command: list[str], output: int) -> int:
         return pid
     try:
         signal.set_wakeup_fd(-1)
-        for number in (*ENDING_SIGNALS, signal.SIGCHLD, signal.SIGPIPE):
+        for number in (*caught, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         os.setpgid(0, 0)
         _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != own:

@@ -36,7 +36,6 @@ KEY_BYTES = 32
 HEALTH_TIMEOUT_S = 2.0
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.25
-WATCH_INTERVAL_S = 10.0
 UNHEALTHY_ANSWERS = 2
 
 
@@ -99,6 +98,7 @@ class Process:
         start_timeout_s: float = 600.0,
         stop_grace_s: float = 3.0,
         restarts: RestartPolicy | None = None,
+        watch_interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -108,6 +108,7 @@ class Process:
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
         self._policy = restarts or RestartPolicy()
+        self._watch_interval_s = watch_interval_s
         self._clock = clock
         self._state: State = "stopped"
         self._life: _Life | None = None
@@ -183,7 +184,8 @@ class Process:
             try:
                 await self.ensure_ready()
             except (StartFailed, StartTimeout) as error:
-                await asyncio.sleep(max(error.retry_after_s or 0.0, self._policy.first_delay_s))
+                if not is_given_up(self._policy, self._crashes):
+                    await asyncio.sleep(max(error.retry_after_s or 0.0, self._policy.first_delay_s))
             except RuntimeClosed:
                 return
             if self._life is not None:
@@ -228,6 +230,7 @@ class Process:
         self._health = SILENT
         self._life = life = _Life()
         life.task = asyncio.get_running_loop().create_task(self._live(life), name=f"life of {self.name}")
+        life.task.add_done_callback(_report_fault)
 
     async def _live(self, life: _Life) -> None:
         failure: Failure | None = Failure(StartFailed, "of an error inside Tandem; see its own output")
@@ -330,7 +333,7 @@ class Process:
         """Return when it says, more than once, that its engine is dead. No answer is no reason: a busy worker may be late."""
         unhealthy = 0
         while unhealthy < UNHEALTHY_ANSWERS:
-            await asyncio.sleep(WATCH_INTERVAL_S)
+            await asyncio.sleep(self._watch_interval_s)
             health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
             unhealthy = unhealthy + 1 if health.status == 503 else 0
 
@@ -360,6 +363,12 @@ class Process:
 
     def _see_log(self) -> str:
         return f"see {self.log.parent.name}/{self.log.name}"
+
+
+def _report_fault(task: asyncio.Task[None]) -> None:
+    """An error in this module must be seen, though nobody waits for the task."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": f"fault in the {task.get_name()}", "exception": error, "task": task})
 
 
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -7,7 +7,7 @@ or uses is never unloaded. Whether a process runs is `Process`' decision; this m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +15,12 @@ from pathlib import Path
 
 from local_models.backoff import RestartPolicy
 from local_models.errors import RuntimeClosed, UnknownEngine
-from local_models.launch import EngineSpec, launch_engine
+from local_models.launch import EngineSpec, Launch, launch_engine
 from local_models.logs import log_path
 from local_models.process import Process, State
+
+LaunchEngine = Callable[[EngineSpec, int, str], Launch]
+"""How to run this engine on this port with this key: `launch.launch_engine`, or a test's."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,21 @@ class _Engine:
 class Runtime:
     """Owns every engine process. Made anywhere, used on one event loop, closed before that loop ends."""
 
-    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path) -> None:
+    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine = launch_engine) -> None:
         logs = data_dir / "logs"
-        self._engines = {engine_id: _Engine(spec, _process(spec, log_path(logs, engine_id))) for engine_id, spec in engines.items()}
+        self._engines = {
+            engine_id: _Engine(
+                spec,
+                Process(
+                    engine_id,
+                    partial(launch, spec),
+                    log=log_path(logs, engine_id),
+                    start_timeout_s=spec.start_timeout_s,
+                    restarts=RestartPolicy(max_restarts=spec.max_restarts),
+                ),
+            )
+            for engine_id, spec in engines.items()
+        }
         self._closed = False
 
     def engines(self) -> Mapping[str, EngineSpec]:
@@ -114,16 +129,6 @@ class Runtime:
             return
         _cancel_idle_timer(engine)
         engine.idle_timer = asyncio.get_running_loop().call_later(idle_s, engine.process.request_stop)
-
-
-def _process(spec: EngineSpec, log: Path) -> Process:
-    return Process(
-        spec.engine_id,
-        partial(launch_engine, spec),
-        log=log,
-        start_timeout_s=spec.start_timeout_s,
-        restarts=RestartPolicy(max_restarts=spec.max_restarts),
-    )
 
 
 def _cancel_idle_timer(engine: _Engine) -> None:

@@ -64,11 +64,11 @@ def spawn_descendant(options: argparse.Namespace, *, own_session: bool) -> None:
     code += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if options.stubborn else ""
     code += "deeper = int(sys.argv[1])\n"
     code += "child = subprocess.Popen([sys.executable, '-I', '-S', '-c', sys.argv[2], str(deeper - 1), sys.argv[2]]) if deeper else None\n"
-    code += "print(child.pid if child else 0, flush=True)\n" if own_session else ""
+    code += "print(child.pid if child else 0, flush=True)\n"
     code += "time.sleep(600)\n"
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, "1", code], stdout=subprocess.PIPE, start_new_session=own_session)
     note_pid(options.pids, child.pid)
-    if own_session and child.stdout is not None:
+    if child.stdout is not None:
         note_pid(options.pids, int(child.stdout.readline()))
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     for text in options.say:
         print(os.path.expandvars(text), flush=True)
     for number in range(options.chatter):
-        print(f"{number:099d}")
+        print(f"{number:099d}", flush=True)
     if options.descendants:
         spawn_descendant(options, own_session=options.descendants == "session")
     if options.leave:

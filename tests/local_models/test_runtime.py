@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from local_models.errors import GivenUp, RuntimeClosed, StartFailed, UnknownEngine
+from local_models.launch import EngineSpec, Launch
+from local_models.process import Address
+from local_models.runtime import Lease, Runtime
+from tests.local_models.conftest import Engines, ask, launch_fake, until
+
+SPEC = EngineSpec(engine_id="here:one", kind="transformers", model="one", served_model_name="one", start_timeout_s=20)
+
+
+@dataclass
+class Fakes:
+    """A runtime whose engines are fakes, started with the `args` of their specs."""
+
+    runtime: Runtime
+    engines: Engines
+
+
+@pytest.fixture
+async def fakes_of(tmp_path: Path) -> AsyncIterator[Callable[..., Fakes]]:
+    made: list[Fakes] = []
+
+    def build(*specs: EngineSpec) -> Fakes:
+        engines = Engines(tmp_path)
+
+        def launch(spec: EngineSpec, port: int, key: str) -> Launch:
+            return launch_fake(port, key, "--pids", str(engines.pids_file), *spec.args)
+
+        made.append(Fakes(Runtime({spec.engine_id: spec for spec in specs}, data_dir=tmp_path, launch=launch), engines))
+        return made[-1]
+
+    yield build
+    for fakes in made:
+        await fakes.runtime.close()
+        assert fakes.engines.running() == []
+
+
+async def crash(lease: Lease) -> None:
+    await ask(Address(lease.host, lease.port, lease.key), "/crash?code=1")
+
+
+async def test_a_lease_starts_the_engine_and_says_where_it_is(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(SPEC).runtime
+    assert runtime.status("here:one").state == "stopped"
+    async with runtime.lease("here:one") as lease:
+        assert b"200" in await ask(Address(lease.host, lease.port, lease.key), "/")
+        assert lease.engine_id == "here:one"
+        assert lease.key not in repr(lease)
+        status = runtime.status("here:one")
+        assert (status.state, status.leases) == ("ready", 1)
+    assert runtime.status("here:one").leases == 0
+    assert status.log.exists()
+
+
+async def test_leases_share_one_engine_and_are_counted(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    async with fakes.runtime.lease("here:one"), fakes.runtime.lease("here:one"):
+        assert fakes.runtime.status("here:one").leases == 2
+    assert fakes.runtime.status("here:one").leases == 0
+    assert len(fakes.engines.pids()) == 1
+
+
+async def test_a_lease_ends_with_an_error_of_its_holder_too(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(SPEC).runtime
+    with pytest.raises(ZeroDivisionError):
+        async with runtime.lease("here:one"):
+            raise ZeroDivisionError
+    assert runtime.status("here:one").leases == 0
+
+
+async def test_a_caller_who_stops_waiting_gives_the_lease_back_and_the_start_goes_on(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, args=("--load-s", "0.2"))).runtime
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), runtime.lease("here:one"):
+            pass
+    assert runtime.status("here:one").leases == 0
+    await until(lambda: runtime.status("here:one").state == "ready", "the start goes on")
+
+
+async def test_a_waiting_caller_counts_and_sees_progress(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, args=("--load-s", "600"))).runtime
+    waiter = asyncio.create_task(runtime.lease("here:one").__aenter__())
+    await until(lambda: runtime.status("here:one").progress == 0.0, "progress is seen")
+    status = runtime.status("here:one")
+    assert (status.state, status.stage, status.leases) == ("starting", "step 0", 1)
+    await runtime.stop("here:one")
+    with pytest.raises(StartFailed, match="stopped while it was starting"):
+        await waiter
+    assert runtime.status("here:one").leases == 0
+
+
+async def test_an_idle_engine_is_unloaded_and_comes_back(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(replace(SPEC, idle_unload_s=0.05))
+    async with fakes.runtime.lease("here:one"):
+        pass
+    assert fakes.runtime.status("here:one").state == "ready"
+    await until(lambda: fakes.runtime.status("here:one").state == "stopped", "it is unloaded")
+    assert fakes.engines.running() == []
+    async with fakes.runtime.lease("here:one"):
+        assert len(fakes.engines.pids()) == 2
+
+
+async def test_a_busy_engine_is_never_unloaded(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, idle_unload_s=0.02)).runtime
+    async with runtime.lease("here:one"):
+        async with runtime.lease("here:one"):
+            pass
+        await asyncio.sleep(0.1)
+        assert runtime.status("here:one").state == "ready"
+    async with runtime.lease("here:one"):
+        await asyncio.sleep(0.1)
+        assert runtime.status("here:one").state == "ready"
+
+
+async def test_a_lease_at_the_moment_of_the_unload_gets_a_new_engine(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(replace(SPEC, idle_unload_s=0.01))
+    async with fakes.runtime.lease("here:one") as first:
+        pass
+    await until(lambda: fakes.runtime.status("here:one").state == "stopping", "the unload has begun")
+    async with fakes.runtime.lease("here:one") as second:
+        assert second.key != first.key
+        assert len(fakes.engines.running()) == 1
+
+
+async def test_an_engine_that_crashed_under_a_lease_is_started_by_the_next(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(SPEC).runtime
+    async with runtime.lease("here:one") as first:
+        await crash(first)
+        await until(lambda: runtime.status("here:one").state == "failed", "the crash is noticed")
+        async with runtime.lease("here:one") as second:
+            assert second.key != first.key
+    status = runtime.status("here:one")
+    assert (status.state, status.restarts, status.leases) == ("ready", 1, 0)
+
+
+async def test_an_engine_given_up_says_so_until_it_is_reset(fakes_of: Callable[..., Fakes], tmp_path: Path) -> None:
+    runtime = fakes_of(replace(SPEC, args=("--exit-once", str(tmp_path / "once")), max_restarts=0)).runtime
+    for expected in (StartFailed, GivenUp):
+        with pytest.raises(expected, match="no weights"):
+            async with runtime.lease("here:one"):
+                pass
+    assert "given up" in (runtime.status("here:one").reason or "")
+    runtime.reset("here:one")
+    async with runtime.lease("here:one"):
+        assert runtime.status("here:one").reason is None
+
+
+async def test_stopping_a_leased_engine_stops_it(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    async with fakes.runtime.lease("here:one"):
+        await fakes.runtime.stop("here:one")
+        assert fakes.engines.running() == []
+
+
+async def test_closing_stops_all_engines_at_once(fakes_of: Callable[..., Fakes]) -> None:
+    stubborn = [replace(SPEC, engine_id=f"here:{number}", args=("--stubborn",)) for number in range(3)]
+    starting = replace(SPEC, engine_id="here:slow", args=("--load-s", "600"))
+    fakes = fakes_of(*stubborn, starting)
+    waiter = asyncio.create_task(fakes.runtime.lease("here:slow").__aenter__())
+    async with fakes.runtime.lease("here:0"), fakes.runtime.lease("here:1"), fakes.runtime.lease("here:2"):
+        await until(lambda: len(fakes.engines.running()) == 4, "all run")
+    states: set[tuple[str, ...]] = set()
+    closing = asyncio.create_task(fakes.runtime.close())
+    while not closing.done():
+        states.add(tuple(fakes.runtime.status(f"here:{number}").state for number in range(3)))
+        await asyncio.sleep(0.01)
+    assert ("stopping", "stopping", "stopping") in states
+    assert fakes.engines.running() == []
+    with pytest.raises(RuntimeClosed):
+        await waiter
+
+
+async def test_a_closed_runtime_refuses(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, idle_unload_s=0.01)).runtime
+    async with runtime.lease("here:one"):
+        await runtime.close()
+    with pytest.raises(RuntimeClosed, match="here:one"):
+        async with runtime.lease("here:one"):
+            pass
+    await runtime.close()
+
+
+async def test_an_unknown_engine_names_the_known_ones(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(SPEC, replace(SPEC, engine_id="here:two")).runtime
+    with pytest.raises(UnknownEngine, match="engine 'three' does not exist: the configured ones are here:one, here:two"):
+        runtime.status("three")
+    with pytest.raises(UnknownEngine):
+        runtime.lease("three")
+    assert sorted(runtime.engines()) == ["here:one", "here:two"]
+
+
+def test_a_runtime_is_made_without_an_event_loop_and_without_touching_the_disk(tmp_path: Path) -> None:
+    Runtime({"here:one": SPEC}, data_dir=tmp_path / "data")
+    assert not (tmp_path / "data").exists()
