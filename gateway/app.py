@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import UpstreamError
@@ -30,7 +29,7 @@ from gateway.auth import KeyRing
 from gateway.body import read_body
 from gateway.chat import ChatCompletions
 from gateway.departure import Departure
-from gateway.errors import GatewayError, from_validation, no_route, shutting_down, to_gateway_error
+from gateway.errors import GatewayError, from_validation, no_route, to_gateway_error
 from gateway.jobs import ImageJob, JobQueue
 from gateway.models import model_list, model_object
 from gateway.respond import send_error
@@ -104,22 +103,14 @@ async def _show_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         shown = from_validation([dict(problem) for problem in error.errors()])
     elif isinstance(error, HTTPException) and error.status_code in (404, 405):
-        shown = no_route(request.method, request.url.path, _allowed(request))
+        allowed = (error.headers or {}).get("Allow", "")
+        shown = no_route(request.method, request.url.path, [method for method in allowed.split(", ") if method not in ("", "HEAD")])
     else:
         shown = to_gateway_error(error)
     if shown.code == "internal_error":
         log.error("request_id=%s failed", request.state.request_id, exc_info=error)
     headers = {name.decode(): value.decode() for name, value in shown.headers.items()}
     return JSONResponse(shown.document, shown.status, headers)
-
-
-def _allowed(request: Request) -> list[str]:
-    methods: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match is Match.PARTIAL:
-            methods |= route.methods or set()
-    return sorted(methods - {"HEAD"})
 
 
 def _health(settings: Settings, runtime: Runtime) -> APIRouter:
@@ -190,19 +181,18 @@ def _image_routes(settings: Settings, runtime: Runtime, keys: KeyRing, router: R
         job_id = f"img_{secrets.token_hex(12)}"
         job = ImageJob(job_id, route.model.name, image_request.job_for(asked, route.model, job_id))
         events = images.run_job(job, route, queues, runtime)
-        if asked.stream:
-            return EventSourceResponse(_server_sent(events), sep="\n")
-        with Departure(request.receive) as departure:
-            async with aclosing(events):
-                return JSONResponse(await images.collect(job, events))
-        if not departure.gone:
-            raise shutting_down()
+        with Departure(request.receive):
+            if not asked.stream:
+                async with aclosing(events):
+                    return JSONResponse(await images.collect(job, events))
+            first = await anext(events)  # a job that cannot start is refused with its real status
+            return EventSourceResponse(_server_sent(first, events), sep="\n")
         return Response(status_code=499)  # nobody reads it
 
     return routes
 
 
-async def _server_sent(events: AsyncGenerator[images.Event, None]) -> AsyncGenerator[ServerSentEvent, None]:
-    async with aclosing(events):
-        async for name, event in images.as_stream(events):
-            yield ServerSentEvent(orjson.dumps(event).decode(), event=name)
+async def _server_sent(first: images.Event, rest: AsyncGenerator[images.Event, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(rest):
+        async for event in images.to_the_end(first, rest):
+            yield ServerSentEvent(orjson.dumps(event).decode(), event=event["type"])

@@ -31,23 +31,22 @@ STREAM_HEADERS: RawHeaders = [
 class ClientStream:
     """An adapters.base.Client over ASGI `send`. headers: sent with the answer's; may be added to until `started`."""
 
-    def __init__(self, send: Send, headers: RawHeaders, *, hold_s: float = HOLD_S, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(self, send: Send, headers: RawHeaders) -> None:
         self.started = False  # the response's status and headers are out
         self.began = False  # content is out: nobody else may answer any more
         self.headers = headers
         self.send = send
         self._loop = asyncio.get_running_loop()
-        self._heartbeat_s = heartbeat_s
         self._blocked: Stepped | None = None  # a send that waits for the client
         self._pending: deque[Message] = deque()
         self._paused: Source | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._due = self._loop.time() + hold_s
+        self._due = self._loop.time() + HOLD_S
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def write(self, frames: bytes, source: Source) -> None:
         self.began = True
-        self._due = self._loop.time() + self._heartbeat_s
+        self._due = self._loop.time() + HEARTBEAT_S
         self._put(frames)
         if self._blocked is not None:
             self._paused = source
@@ -109,7 +108,7 @@ class ClientStream:
 
     def _tick(self) -> None:
         if self._loop.time() >= self._due:
-            self._due = self._loop.time() + self._heartbeat_s
+            self._due = self._loop.time() + HEARTBEAT_S
             if self._blocked is None:
                 self._put(sse.KEEP_ALIVE)
         self._timer = self._loop.call_at(self._due, self._tick)

@@ -136,10 +136,11 @@ async def collect(job: ImageJob, events: AsyncGenerator[Event, None]) -> Event:
     }
 
 
-async def as_stream(events: AsyncGenerator[Event, None]) -> AsyncGenerator[tuple[str, Event], None]:
-    """(name, data) of each event for a client that streams; a failure is the last one."""
+async def to_the_end(first: Event, rest: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The events of a response that has begun: a failure is the last of them."""
     try:
-        async for event in events:
-            yield event["type"], event
-    except Exception as error:  # noqa: BLE001 - the response has begun: every failure becomes its last event
-        yield "error", {"type": "error", **to_gateway_error(error).document}
+        yield first
+        async for event in rest:
+            yield event
+    except Exception as error:  # noqa: BLE001 - every failure becomes one error of ours
+        yield {"type": "error", **to_gateway_error(error).document}

@@ -22,6 +22,7 @@ from gateway.auth import KeyRing
 from local_models.runtime import Runtime
 
 GRACE_S = 3  # for answers that still run when the gateway is told to stop
+ENGINES_GRACE_S = 2  # after which engines stop: what they worked on ends with an error event, before its connection is closed
 
 
 class _Server(uvicorn.Server):
@@ -51,23 +52,26 @@ async def serve(
         timeout_keep_alive=75,
     )
     server = _Server(config)
+    told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _stop, server)
+        loop.add_signal_handler(number, told_to_stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(told_to_stop.wait())
     try:
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         gc.freeze()  # what is loaded now stays: later collections need not look at it
         on_ready()
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await asyncio.wait({serving}, timeout=ENGINES_GRACE_S)
+        await runtime.close()
         await serving
     finally:
+        stopping.cancel()
         app.close()
         await runtime.close()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
     return 0
-
-
-def _stop(server: uvicorn.Server) -> None:
-    server.should_exit = True

@@ -17,11 +17,12 @@ class Stepped:
     waiting: what the coroutine has already yielded, for one whose first step the caller took itself.
     """
 
-    __slots__ = ("_coroutine", "_on_done", "_waiting")
+    __slots__ = ("_closed", "_coroutine", "_on_done", "_waiting")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> None:
         self._coroutine, self._on_done = coroutine, on_done
         self._waiting: asyncio.Future[Any] | None = None
+        self._closed = False
 
     def start(self) -> None:
         self._advance()
@@ -38,11 +39,14 @@ class Stepped:
 
     def close(self) -> None:
         """Give up: the coroutine is closed where it waits."""
+        self._closed = True  # a callback may be on its way already
         if self._waiting is not None:
             self._waiting.remove_done_callback(self._advance)
         self._coroutine.close()
 
     def _advance(self, _: asyncio.Future[Any] | None = None) -> None:
+        if self._closed:
+            return
         try:
             waiting = self._coroutine.send(None)
         except StopIteration as stop:
