@@ -21,7 +21,7 @@ from local_models.logs import LOG_BYTES, open_log
 NANNY = Path(__file__).with_name("nanny.py")
 REAP_INTERVAL_S = 0.005
 # how long to wait for orphans to die: longer only where the init process does not collect the dead
-ORPHANS_S = 2.0
+ORPHANS_S = 1.0
 # what the nanny may need on top of the engine's grace: SIGKILL, and its own bounded clean-up
 NANNY_MARGIN_S = 4.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from dataclasses import dataclass
 
 ANSWER_LIMIT = 64 * 1024
@@ -61,9 +62,11 @@ def parse_answer(answer: bytes) -> Health:
         report = None
     if not isinstance(report, dict):
         return Health(status)
-    progress, stage = report.get("progress"), report.get("stage")
-    return Health(
-        status,
-        min(1.0, max(0.0, float(progress))) if isinstance(progress, int | float) else None,
-        stage[:STAGE_LIMIT] if isinstance(stage, str) else None,
-    )
+    stage = report.get("stage")
+    return Health(status, _fraction(report.get("progress")), stage[:STAGE_LIMIT] if isinstance(stage, str) else None)
+
+
+def _fraction(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(min(1, max(0, value)))
