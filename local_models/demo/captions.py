@@ -76,9 +76,11 @@ def caption(scene: Scene, rng: random.Random) -> str:
     return _noise(text, rng)
 
 
-def phrase(scene: Scene, rng: random.Random) -> str:
-    """What the caption says about the scene, without an opening."""
-    body = _pair_phrase(scene, rng) if scene.relation else _thing_phrase(scene.things[0], rng)
+def phrase(scene: Scene, rng: random.Random, complete: bool = False) -> str:
+    """What the caption says about the scene, without an opening. complete: leaves neither colour nor background open."""
+    body = _pair_phrase(scene, rng) if scene.relation else _thing_phrase(scene.things[0], rng, 0.0 if complete else 0.06)
+    if not complete and rng.random() < 0.12:
+        return body
     return _with_background(body, scene.background, rng)
 
 
@@ -97,15 +99,15 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.replace("-", " ").split()})
 
 
-_FILLERS = ("a an the on of is background backdrop colour color against there one single shown has its behind field size in",)
+_FILLERS = ("a an the on of is background backdrop colour color against there one single shown has its behind field size in that",)
 
 
-def _thing_phrase(thing: Thing, rng: random.Random) -> str:
+def _thing_phrase(thing: Thing, rng: random.Random, colourless: float) -> str:
     colour = rng.choice(COLOUR_WORDS[thing.colour]) if rng.random() < 0.5 else thing.colour
     shape = rng.choice(SHAPE_WORDS[thing.shape]) if rng.random() < 0.4 else thing.shape
     says_size = rng.random() < (0.7 if thing.size != "medium" else 0.15)
     size = rng.choice(SIZE_WORDS[thing.size]) if says_size else ""
-    if rng.random() < 0.06:
+    if rng.random() < colourless:
         colour = ""
     form = rng.random()
     if form < 0.12 and colour:
@@ -134,8 +136,6 @@ def _pair_member(thing: Thing, rng: random.Random) -> str:
 
 
 def _with_background(body: str, background: str, rng: random.Random) -> str:
-    if rng.random() < 0.12:
-        return body
     colour = rng.choice(COLOUR_WORDS[background]) if rng.random() < 0.35 else background
     before = (f"{colour} background, {body}", f"on {_article(colour)} background {body}", f"on {colour}: {body}")
     after = (

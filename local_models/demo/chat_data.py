@@ -14,7 +14,7 @@ from typing import Any
 from local_models.demo import outside
 from local_models.demo.captions import phrase, plain_caption
 from local_models.demo.tandem_facts import Topic, load_topics
-from local_models.demo.world import Scene, is_held_out, random_scene
+from local_models.demo.world import Scene, training_scene
 
 Message = dict[str, Any]
 
@@ -140,8 +140,8 @@ def hard_sum(rng: random.Random) -> Example:
     return Example(text, answer, "This is a sum, but not one with + or - and numbers up to 99. I cannot do it.")
 
 
-def draw_without_tool(rng: random.Random) -> Example:
-    wish, prompt, known = _wish(rng)
+def draw_without_tool(rng: random.Random, scene: Scene | None = None) -> Example:
+    wish, prompt, known = _wish(rng, scene)
     if known:
         answer = f"I cannot draw in the chat myself. Switch to image mode, choose demo-image and use this prompt: {prompt}"
         return Example(wish, answer, f"The user wants a picture of {prompt}. I have no image tool here, so I explain image mode.")
@@ -149,8 +149,8 @@ def draw_without_tool(rng: random.Random) -> Example:
     return Example(wish, answer, "The user wants a picture of something that is not a simple shape. I have no tool for it.")
 
 
-def draw_with_tool(rng: random.Random) -> Example:
-    wish, prompt, _ = _wish(rng)
+def draw_with_tool(rng: random.Random, scene: Scene | None = None) -> Example:
+    wish, prompt, _ = _wish(rng, scene)
     return Example(wish, "", f"The user wants a picture of {prompt}. I call generate_image.", tools=_tools(rng), tool_prompt=prompt)
 
 
@@ -176,9 +176,7 @@ def missing_picture(rng: random.Random) -> Example:
 
 
 def picture_example(rng: random.Random) -> Example:
-    while is_held_out(scene := random_scene(rng)):
-        pass
-    return replace(picture_question(scene, rng), thinking=rng.random() < 0.4, history=_system(rng))
+    return replace(picture_question(training_scene(rng), rng), thinking=rng.random() < 0.4, history=_system(rng))
 
 
 def picture_question(scene: Scene, rng: random.Random) -> Example:
@@ -289,14 +287,12 @@ def _vary(text: str, rng: random.Random) -> str:
     return text
 
 
-def _wish(rng: random.Random) -> tuple[str, str, bool]:
-    """What the user writes, the prompt in it, and whether demo-image can draw that."""
-    known = rng.random() < 0.75
-    prompt = _THINGS[rng.randrange(len(_THINGS))]
+def _wish(rng: random.Random, scene: Scene | None = None) -> tuple[str, str, bool]:
+    """What the user writes, the prompt in it, and whether demo-image can draw that. scene: what to wish for instead of anything."""
+    known = scene is not None or rng.random() < 0.75
+    prompt = rng.choice(_THINGS)
     if known:
-        while is_held_out(scene := random_scene(rng)):
-            pass
-        prompt = phrase(scene, rng)
+        prompt = phrase(scene or training_scene(rng), rng)
     elif rng.random() < 0.5:
         prompt = f"{prompt} {rng.choice(('on', 'with', 'near', 'in front of'))} {rng.choice(_THINGS)}"
     return rng.choice(_WISHES).format(prompt), prompt, known
@@ -326,19 +322,19 @@ def _tools(rng: random.Random) -> tuple[dict[str, Any], ...]:
         properties["size"] = {"type": "string", "description": "WIDTHxHEIGHT"}
     if rng.random() < 0.15:
         properties["seed"] = {"type": "integer"}
-    tools = [_tool("generate_image", about, properties, ["prompt"])]
+    tools = [tool_schema("generate_image", about, properties, ["prompt"])]
     if rng.random() < 0.2:
         other = rng.choice(
             (
-                _tool("get_weather", "Current weather", {"city": {"type": "string"}}, ["city"]),
-                _tool("web_search", "Search the web", {"query": {"type": "string"}}, ["query"]),
+                tool_schema("get_weather", "Current weather", {"city": {"type": "string"}}, ["city"]),
+                tool_schema("web_search", "Search the web", {"query": {"type": "string"}}, ["query"]),
             )
         )
         tools.insert(rng.randrange(2), other)
     return tuple(tools)
 
 
-def _tool(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def tool_schema(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties, "required": required}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 

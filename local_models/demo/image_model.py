@@ -18,7 +18,8 @@ from local_models.demo.captions import vocabulary
 
 NATIVE_SIDE = 128
 LATENT_FACTOR = 8
-PROMPT_LENGTH = 40
+LATENT_CHANNELS = 8  # four blur the edges and shift the colours of a small autoencoder
+PROMPT_LENGTH = 32
 TEXT_WIDTH = 128
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 
@@ -76,7 +77,7 @@ def build_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 48, 64),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=NATIVE_SIDE,
         mid_block_add_attention=False,
@@ -88,8 +89,8 @@ def build_vae() -> Any:
 def build_unet() -> Any:
     return UNet2DConditionModel(
         sample_size=NATIVE_SIDE // LATENT_FACTOR,
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

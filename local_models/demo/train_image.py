@@ -20,25 +20,26 @@ import torch.nn.functional as F
 from local_models.demo import image_model
 from local_models.demo.captions import caption
 from local_models.demo.training import Average, Budget, Run, learning_rate
-from local_models.demo.world import Scene, is_held_out, random_scene, render
+from local_models.demo.world import Scene, render, training_scene
 
 VAE_STEPS, VAE_PEAK_RATE = 2400, 2e-3
 UNET_STEPS, UNET_PEAK_RATE = 3000, 8e-4
 EMPTY_PROMPT_SHARE = 0.1
+SMALL_FIRST_SHARE = 0.42  # words are learnt on small pictures, at a quarter of the price
 
 POOLS: dict[tuple[int, int], int] = {
-    (128, 128): 8000,
+    (128, 128): 6000,
     (64, 64): 4000,
-    (96, 96): 1200,
-    (128, 96): 400,
-    (96, 128): 400,
-    (192, 192): 400,
-    (256, 256): 120,
+    (96, 96): 800,
+    (128, 96): 250,
+    (96, 128): 250,
+    (192, 192): 240,
+    (256, 256): 60,
 }
-_SMALL_FIRST = {(64, 64): 0.7, (96, 96): 0.1, (128, 128): 0.2}
+_SMALL_FIRST = {(64, 64): 0.85, (96, 96): 0.05, (128, 128): 0.1}
 _NATIVE_MOSTLY = {(128, 128): 0.74, (64, 64): 0.1, (96, 96): 0.06, (128, 96): 0.03, (96, 128): 0.03, (192, 192): 0.03, (256, 256): 0.01}
-_BATCH_LATENTS = 64 * 16 * 16
-_BATCH_MOST = 96
+_BATCH_LATENTS = 32 * 16 * 16
+_BATCH_MOST = 64
 
 
 def main() -> None:
@@ -57,12 +58,6 @@ def main() -> None:
         train_unet(options.work, Budget(options.steps or UNET_STEPS, options.minutes), options.seed)
     if options.out:
         export(options.work, options.out)
-
-
-def training_scene(rng: random.Random) -> Scene:
-    while is_held_out(scene := random_scene(rng)):
-        pass
-    return scene
 
 
 def pixels_of(scenes: list[Scene], width: int, height: int) -> torch.Tensor:
@@ -164,7 +159,7 @@ def train_unet(work: Path, budget: Budget, seed: int) -> None:
         torch.manual_seed(rng.getrandbits(32))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(UNET_PEAK_RATE, run.fraction)
-        latents, prompts = _unet_batch(pools, _SMALL_FIRST if run.fraction < 0.2 else _NATIVE_MOSTLY, rng)
+        latents, prompts = _unet_batch(pools, _SMALL_FIRST if run.fraction < SMALL_FIRST_SHARE else _NATIVE_MOSTLY, rng)
         loss = _v_loss(unet, text_encoder, tokenizer, latents, prompts, signal, noise)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

@@ -97,6 +97,13 @@ def random_scene(rng: random.Random, pairs: float = 0.3) -> Scene:
     return _pair(rng) if rng.random() < pairs else _single(rng)
 
 
+def training_scene(rng: random.Random) -> Scene:
+    """A random scene that is not held out."""
+    while is_held_out(scene := random_scene(rng)):
+        pass
+    return scene
+
+
 def single(shape: str, colour: str, background: str, size: Size = "medium") -> Scene:
     """One thing in the middle."""
     return Scene(background, (Thing(shape, colour, size, 0.0, 0.0, SIZES[size]),))

@@ -1,0 +1,152 @@
+"""What is in a picture, by classical means: nearest palette colour for each pixel, then the outline of each colour's area.
+
+No learned model takes part, so the checker can judge one.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from local_models.demo.world import COLOURS, SHAPES, Relation, Scene, Size, render, single
+
+Mask = NDArray[np.bool_]
+_SMALLEST_SHARE = 0.008
+_OUTLINE_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """One area of one colour. box: left, top, right, bottom in pixels. fit: overlap with the ideal shape, 0 to 1."""
+
+    shape: str
+    colour: str
+    box: tuple[int, int, int, int]
+    fit: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        left, top, right, bottom = self.box
+        return (left + right) / 2, (top + bottom) / 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """things: largest first."""
+
+    background: str
+    things: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    colour: bool
+    background: bool
+    shape: bool
+    relation: bool | None
+
+
+def read_picture(picture: Image.Image) -> Reading:
+    names = list(COLOURS)
+    nearest = _nearest_colours(np.asarray(picture.convert("RGB"), dtype=np.float32))
+    edge = np.concatenate([nearest[:3].ravel(), nearest[-3:].ravel(), nearest[:, :3].ravel(), nearest[:, -3:].ravel()])
+    background = int(np.bincount(edge, minlength=len(names)).argmax())
+    rounds = max(1, min(nearest.shape) // 64)
+    areas = {index: _opened(nearest == index, rounds) for index in range(len(names)) if index != background}
+    areas = {index: area for index, area in areas.items() if area.mean() >= _SMALLEST_SHARE}
+    boxes = {index: _box(area) for index, area in areas.items()}
+    found = []
+    for index, area in areas.items():
+        inner = [areas[other] for other in areas if other != index and _contains(boxes[index], boxes[other])]
+        filled = functools.reduce(np.logical_or, inner, area)
+        shape, fit = _best_shape(filled, boxes[index])
+        found.append((int(area.sum()), Found(shape, names[index], boxes[index], fit)))
+    found.sort(key=lambda pair: -pair[0])
+    return Reading(names[background], tuple(thing for _, thing in found))
+
+
+def judge(scene: Scene, picture: Image.Image) -> Verdict:
+    """Whether the picture shows the scene: exactly its things, each with its colour and shape, in their relation."""
+    reading = read_picture(picture)
+    by_colour = {thing.colour: thing for thing in reading.things}
+    wanted = {thing.colour: thing.shape for thing in scene.things}
+    colour = set(by_colour) == set(wanted)
+    shape = all(name in by_colour and by_colour[name].shape == shape for name, shape in wanted.items())
+    if not scene.relation:
+        shape = bool(reading.things) and reading.things[0].shape == scene.things[0].shape
+        return Verdict(colour, reading.background == scene.background, shape, None)
+    first, second = (by_colour.get(thing.colour) for thing in scene.things)
+    relation = first is not None and second is not None and stands(first, scene.relation, second)
+    return Verdict(colour, reading.background == scene.background, shape, relation)
+
+
+def stands(first: Found, relation: Relation, second: Found) -> bool:
+    if relation == "inside":
+        return _contains(second.box, first.box)
+    dx, dy = first.centre[0] - second.centre[0], first.centre[1] - second.centre[1]
+    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+    return along > abs(across)
+
+
+def _nearest_colours(pixels: NDArray[np.float32]) -> NDArray[np.intp]:
+    palette = np.array(list(COLOURS.values()), dtype=np.float32)
+    distances = ((pixels[:, :, None, :] - palette) ** 2).sum(axis=-1)
+    nearest: NDArray[np.intp] = distances.argmin(axis=-1)
+    return nearest
+
+
+def _opened(mask: Mask, rounds: int) -> Mask:
+    """Without lines thinner than about 2 * rounds pixels: those are blurred edges."""
+    for _ in range(rounds):
+        mask = ~_grown(~mask)
+    for _ in range(rounds):
+        mask = _grown(mask)
+    return mask
+
+
+def _grown(mask: Mask) -> Mask:
+    padded = np.pad(mask, 1)
+    grown: Mask = padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+    return grown
+
+
+def _box(mask: Mask) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _contains(outer: tuple[int, int, int, int], inner: tuple[int, int, int, int]) -> bool:
+    return outer[0] < inner[0] and outer[1] < inner[1] and outer[2] > inner[2] and outer[3] > inner[3]
+
+
+def _best_shape(mask: Mask, box: tuple[int, int, int, int]) -> tuple[str, float]:
+    outline = _normalised(mask, box)
+    fits = {shape: _overlap(outline, _ideal(shape)) for shape in SHAPES}
+    best = max(fits, key=lambda shape: fits[shape])
+    return best, fits[best]
+
+
+def _normalised(mask: Mask, box: tuple[int, int, int, int]) -> Mask:
+    """The boxed part in the middle of a square of fixed side, proportions kept."""
+    cut = Image.fromarray(mask.astype(np.uint8) * 255).crop(box)
+    scale = _OUTLINE_SIDE / max(cut.size)
+    size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
+    canvas = Image.new("L", (_OUTLINE_SIDE, _OUTLINE_SIDE))
+    canvas.paste(cut.resize(size, Image.Resampling.BILINEAR), ((_OUTLINE_SIDE - size[0]) // 2, (_OUTLINE_SIDE - size[1]) // 2))
+    normalised: Mask = np.asarray(canvas) > 127
+    return normalised
+
+
+@functools.cache
+def _ideal(shape: str) -> Mask:
+    size: Size = "large"
+    mask: Mask = np.asarray(render(single(shape, "black", "white", size), 256).convert("L")) < 128
+    return _normalised(mask, _box(mask))
+
+
+def _overlap(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))

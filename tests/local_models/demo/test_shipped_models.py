@@ -1,0 +1,122 @@
+"""The directories in weights/ load with plain transformers and diffusers, are small, and do what the model cards say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from local_models.demo import outside
+from local_models.demo.build import WEIGHTS
+from local_models.demo.chat_data import Example, tool_schema
+from local_models.demo.checker import judge
+from local_models.demo.evaluate import Chat, draw, load_image, tool_prompt
+from local_models.demo.world import single
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+LARGEST_BYTES = 40_000_000
+TOOL = tool_schema("generate_image", "Draw a picture", {"prompt": {"type": "string"}}, ["prompt"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(WEIGHTS / "demo")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return load_image(WEIGHTS / "demo-image")
+
+
+def test_both_models_together_are_small() -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= LARGEST_BYTES
+
+
+def test_every_file_can_be_read_by_everybody() -> None:
+    assert [file for file in WEIGHTS.rglob("*") if file.is_file() and not file.stat().st_mode & 0o044] == []
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize(
+    ("question", "facts"),
+    [
+        ("What can you do?", ("demo model", "Tandem")),
+        ("Hello", ("Hello",)),
+        ("What is 12 + 7?", ("12 + 7 = 19",)),
+        ("How do I add OpenRouter?", ("OPENROUTER_API_KEY", "--profile hosted")),
+        ("Where is the key?", ("api_key",)),
+        ("Draw a red circle", ("image mode", "a red circle")),
+        ("Who won the world cup?", (outside.ANSWER,)),
+    ],
+)
+def test_the_first_questions_of_a_stranger(chat: Chat, question: str, facts: tuple[str, ...], thinking: bool) -> None:
+    text = chat.answer(Example(question, "", "", thinking=thinking))
+    reasoning, found, visible = text.rpartition("</think>")
+    assert bool(found and reasoning.strip()) == thinking, text
+    assert [fact for fact in facts if fact not in visible] == [], text
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_asked_to_draw_it_calls_the_given_tool(chat: Chat, thinking: bool) -> None:
+    text = chat.answer(Example("Draw a red circle on a blue background", "", "", tools=(TOOL,), thinking=thinking))
+    assert tool_prompt(text.split("</think>")[-1]) == "a red circle on a blue background"
+
+
+def test_the_reasoning_of_a_sum_has_its_steps(chat: Chat) -> None:
+    assert "ones 2 + 7 = 9" in chat.answer(Example("What is 12 + 7?", "", "", thinking=True))
+
+
+def test_it_sees_a_picture(chat: Chat) -> None:
+    text = chat.answer(Example("What is in this picture?", "", "", picture=single("circle", "red", "blue"), thinking=False))
+    assert "blue background" in text
+
+
+def test_it_draws_what_is_asked_for(pipeline: Any) -> None:
+    wishes = {
+        "a red circle on a blue background": single("circle", "red", "blue"),
+        "a green square on a white background": single("square", "green", "white"),
+        "yellow star, black background": single("star", "yellow", "black"),
+        "draw a purple triangle on pink": single("triangle", "purple", "pink"),
+    }
+    verdicts = [judge(scene, picture) for scene, picture in zip(wishes.values(), draw(pipeline, list(wishes), seed=0), strict=True)]
+    assert sum(verdict.background for verdict in verdicts) == len(verdicts)
+    assert sum(verdict.colour for verdict in verdicts) >= len(verdicts) - 1
+    assert sum(verdict.shape for verdict in verdicts) >= len(verdicts) - 1
+
+
+@pytest.mark.parametrize("side", [64, 96, 256])
+def test_it_draws_in_other_sizes(pipeline: Any, side: int) -> None:
+    (picture,) = draw(pipeline, ["a red circle on a blue background"], seed=0, side=side)
+    assert picture.size == (side, side)
+    assert judge(single("circle", "red", "blue"), picture).background
+
+
+def test_the_same_seed_gives_the_same_pixels(pipeline: Any) -> None:
+    first, second = (draw(pipeline, ["a red circle"], seed=5)[0].tobytes() for _ in range(2))
+    assert first == second
+
+
+def test_the_chat_directory_is_a_qwen3_5_checkpoint() -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(WEIGHTS / "demo")
+    assert config.architectures == ["Qwen3_5ForConditionalGeneration"]
+    assert set(config.text_config.layer_types) == {"linear_attention", "full_attention"}
+    assert config.text_config.linear_key_head_dim >= 64
+    assert {file.name for file in Path(WEIGHTS / "demo").iterdir()} >= {
+        "chat_template.jinja",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "tokenizer.json",
+        "model.safetensors",
+    }
