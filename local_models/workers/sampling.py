@@ -1,0 +1,72 @@
+"""From the logits of one position to one token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """As OpenAI and vLLM spell them. temperature 0 takes the likeliest token; top_k 0 means no limit."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass
+class Sampler:
+    """One answer's choices: its random stream and the tokens it has written so far.
+
+    prompt_ids count for repetition_penalty only, as in vLLM and transformers.
+    """
+
+    params: SamplingParams
+    generator: torch.Generator
+    prompt_ids: frozenset[int] = frozenset()
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def pick(self, logits: torch.Tensor) -> int:
+        """logits: (vocabulary,), any float type, any device."""
+        token_id = self._choose(self._penalised(logits.float()))
+        self.counts[token_id] += 1
+        return token_id
+
+    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+        params = self.params
+        if params.repetition_penalty != 1.0 and (seen := sorted(self.prompt_ids | self.counts.keys())):
+            ids = torch.tensor(seen, device=logits.device)
+            values = logits[ids]
+            values = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+            logits = logits.index_copy(0, ids, values)
+        if self.counts and (params.presence_penalty or params.frequency_penalty):
+            ids = torch.tensor(list(self.counts), device=logits.device)
+            counts = torch.tensor(list(self.counts.values()), device=logits.device, dtype=logits.dtype)
+            logits = logits.index_add(0, ids, -(params.presence_penalty + params.frequency_penalty * counts))
+        return logits
+
+    def _choose(self, logits: torch.Tensor) -> int:
+        params = self.params
+        if params.temperature == 0:
+            return int(logits.argmax())
+        size = logits.shape[-1]
+        kept = min(params.top_k, size) if params.top_k else size
+        if kept == size and params.top_p >= 1.0:
+            values, ids = logits, None
+        else:
+            values, ids = torch.topk(logits, kept)  # sorted, largest first
+        probabilities = torch.softmax(values / params.temperature, dim=-1)
+        if params.top_p < 1.0:
+            before = probabilities.cumsum(-1) - probabilities
+            probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
+        if params.min_p > 0:
+            probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
+        choice = int(torch.multinomial(probabilities, 1, generator=self.generator))
+        return choice if ids is None else int(ids[choice])
