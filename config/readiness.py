@@ -1,0 +1,182 @@
+"""What each public model name resolves to on this machine, in order, and what is missing.
+
+`gather` looks at the machine once; `check` is pure. Whether a hosted provider answers is not asked here: that needs the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+from config.hardware import Gpu, find_gpus, has_vllm
+from config.schema import (
+    BUILTIN_PREFIX,
+    Deployment,
+    DiffusersUpstream,
+    ModelSpec,
+    OpenAIUpstream,
+    OpenRouterUpstream,
+    Settings,
+    TransformersUpstream,
+    VllmUpstream,
+)
+from config.weights import Weights, find_weights
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found. engines: vLLM, by upstream name. weights: by the deployment's model."""
+
+    gpus: tuple[Gpu, ...] = ()
+    engines: Mapping[str, bool] = field(default_factory=dict)
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """One thing a deployment lacks, and how to get it."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class DeploymentReport:
+    """One deployment. Usable when nothing is missing."""
+
+    upstream: str
+    kind: str
+    model: str
+    missing: tuple[Missing, ...]
+
+    @property
+    def usable(self) -> bool:
+        return not self.missing
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One public name and its deployments, in the order in which they are tried."""
+
+    name: str
+    kind: str
+    deployments: tuple[DeploymentReport, ...]
+
+    @property
+    def usable(self) -> bool:
+        return any(deployment.usable for deployment in self.deployments)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every public name of a configuration."""
+
+    models: tuple[ModelReport, ...]
+
+    @property
+    def unusable(self) -> tuple[ModelReport, ...]:
+        return tuple(model for model in self.models if not model.usable)
+
+
+def gather(settings: Settings, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Facts:
+    """Look at this machine, as far as these settings ask for it. builtin: directory of each builtin: name."""
+    used = [deployment for model in settings.models for deployment in model.deployments]
+    local = [deployment for deployment in used if _is_local(settings, deployment)]
+    engines: dict[str, bool] = {}
+    for deployment in local:
+        spec = settings.upstreams[deployment.upstream]
+        if isinstance(spec, VllmUpstream):
+            engines[deployment.upstream] = has_vllm(spec.python, environ)
+    wants_gpu = any(_wants_gpu(settings, deployment) for deployment in local)
+    return Facts(
+        gpus=find_gpus(environ) if wants_gpu else (),
+        engines=engines,
+        weights={deployment.model: find_weights(deployment.model, builtin, environ) for deployment in local},
+    )
+
+
+def check(settings: Settings, facts: Facts) -> Report:
+    """For each public name its deployments in order, each usable or with what is missing."""
+    return Report(tuple(_check_model(settings, model, facts) for model in settings.models))
+
+
+def _check_model(settings: Settings, model: ModelSpec, facts: Facts) -> ModelReport:
+    reports = [
+        DeploymentReport(
+            deployment.upstream,
+            settings.upstreams[deployment.upstream].kind,
+            deployment.model,
+            tuple(_missing(settings, model, deployment, facts)),
+        )
+        for deployment in model.deployments
+    ]
+    return ModelReport(model.name, model.kind, tuple(reports))
+
+
+def _missing(settings: Settings, model: ModelSpec, deployment: Deployment, facts: Facts) -> list[Missing]:
+    spec = settings.upstreams[deployment.upstream]
+    match spec:
+        case OpenAIUpstream() | OpenRouterUpstream():
+            variable = settings.unset_keys.get(deployment.upstream, "OPENROUTER_API_KEY")
+            problem = settings.key_problem(deployment.upstream)
+            return [] if problem is None else [Missing("no API key", f"export {variable}=...")]
+        case VllmUpstream():
+            engine = [] if facts.engines.get(deployment.upstream) else [_missing_vllm(deployment.upstream, spec)]
+            return [*_missing_gpu(settings, deployment, facts), *engine, *_missing_weights(model, deployment, facts)]
+        case TransformersUpstream() | DiffusersUpstream():
+            return [*_missing_gpu(settings, deployment, facts), *_missing_weights(model, deployment, facts)]
+    assert_never(spec)
+
+
+def _missing_gpu(settings: Settings, deployment: Deployment, facts: Facts) -> list[Missing]:
+    if not _wants_gpu(settings, deployment):
+        return []
+    device = _device(settings, deployment)
+    _, _, number = device.partition(":")
+    needed = int(number or 0) + 1
+    if len(facts.gpus) >= needed:
+        return []
+    if facts.gpus:
+        return [Missing(f"no GPU {number}", f"this machine has {len(facts.gpus)}; set 'device' of '{deployment.upstream}' to another one")]
+    return [Missing("no NVIDIA GPU", "use a machine that has one with its driver (nvidia-smi must work), or another profile")]
+
+
+def _missing_vllm(name: str, spec: VllmUpstream) -> Missing:
+    if spec.python is not None:
+        return Missing(f"no vLLM at {spec.python}", f"{spec.python} -m pip install vllm, or correct 'python' of '{name}'")
+    remedy = f"python3 -m venv ~/vllm && ~/vllm/bin/pip install vllm, then set 'python: ~/vllm/bin/python' for '{name}'"
+    return Missing("vLLM is not installed", remedy)
+
+
+def _missing_weights(model: ModelSpec, deployment: Deployment, facts: Facts) -> list[Missing]:
+    state = facts.weights.get(deployment.model, "absent")
+    if state == "present":
+        return []
+    if deployment.model.startswith(BUILTIN_PREFIX):
+        return [Missing(f"the weights of {deployment.model} are not in this checkout", "clone Tandem anew")]
+    if os.path.isabs(deployment.model):
+        return [Missing(f"no model in {deployment.model}", "put config.json or model_index.json and the .safetensors files there")]
+    what = "weights not downloaded" if state == "absent" else "weights only partly downloaded"
+    return [Missing(what, f"tandem models download {model.name}")]
+
+
+def _is_local(settings: Settings, deployment: Deployment) -> bool:
+    return not isinstance(settings.upstreams[deployment.upstream], OpenAIUpstream | OpenRouterUpstream)
+
+
+def _device(settings: Settings, deployment: Deployment) -> str:
+    spec = settings.upstreams[deployment.upstream]
+    return spec.device if isinstance(spec, VllmUpstream | TransformersUpstream | DiffusersUpstream) else "auto"
+
+
+def _wants_gpu(settings: Settings, deployment: Deployment) -> bool:
+    """Whether it cannot run without an NVIDIA GPU: vLLM unless told otherwise, our own workers only if told so."""
+    device = _device(settings, deployment)
+    is_vllm = isinstance(settings.upstreams[deployment.upstream], VllmUpstream)
+    return device.startswith("cuda") or (is_vllm and device == "auto")
