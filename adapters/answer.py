@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from adapters import sse
-from adapters.errors import bad_reply, disconnected, from_document
+from adapters.errors import UpstreamError, bad_reply, disconnected, from_document
 
 MAX_HELD_BYTES = 256 << 10  # frames without content that are held back before content must come
 MAX_WHOLE_BYTES = 128 << 20  # an answer that does not stream
@@ -24,12 +24,16 @@ _DONE = (b"data: [DONE]", b"data:[DONE]")
 
 
 class StreamedAnswer:
-    """One streamed answer. `feed` and `end` return the bytes to pass on; they raise UpstreamError where the answer has failed."""
+    """One streamed answer. `feed` and `end` return the bytes to pass on. A failure before content is raised as UpstreamError; a later
+
+    one is kept in `failure`, because what came before it has to be passed on first.
+    """
 
     def __init__(self, upstream: str, secret: str | None) -> None:
         self.began = False  # content has been passed on: no other deployment may answer any more
         self.finished = False  # a finish_reason was seen
         self.done = False  # [DONE] was seen
+        self.failure: UpstreamError | None = None
         self._upstream, self._secret = upstream, secret
         self._frames = sse.Frames()
         self._held = b""
@@ -43,7 +47,20 @@ class StreamedAnswer:
             return b""
         if self.began and not any(pattern in frames for pattern in (*_ERROR, *_REASONING, *_FINISHED, *_DONE)):
             return frames
-        return b"".join([self._pass(frame) for frame in sse.split(frames)])
+        return self._pass_all(frames)
+
+    def _pass_all(self, frames: bytes) -> bytes:
+        """The frames up to the one that fails, if any. Where nothing had been passed on before, the failure is raised at once."""
+        begun_before = self.began
+        passed: list[bytes] = []
+        try:
+            for frame in sse.split(frames):
+                passed.append(self._pass(frame))
+        except UpstreamError as error:
+            if not begun_before:
+                raise
+            self.failure = error
+        return b"".join(passed)
 
     def end(self) -> bytes:
         """The upstream's stream is over. A cut one raises; a finished one that lacks [DONE] gets it."""

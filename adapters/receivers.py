@@ -143,6 +143,8 @@ class StreamedReply(Reply):
     def take(self, data: bytes) -> None:
         if frames := self._answer.feed(data):
             self._client.write(frames, self)
+        if self._answer.failure is not None:
+            raise self._answer.failure
 
     def end(self) -> None:
         if frames := self._answer.end():

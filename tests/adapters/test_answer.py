@@ -53,11 +53,17 @@ def test_an_error_frame_is_raised_with_its_status_and_without_the_key() -> None:
     assert (caught.value.status, caught.value.message, caught.value.fallback) == (429, "slow down, ***", True)
 
 
-def test_an_error_after_content_is_raised_as_well() -> None:
+def test_what_came_before_a_late_error_is_passed_on_first() -> None:
     answer = streamed()
     answer.feed(HELLO)
+    assert answer.feed(WORLD + frame({"error": {"message": "died", "type": "server_error", "code": "x"}}) + WORLD) == WORLD
+    assert answer.failure is not None
+    assert (answer.failure.message, answer.failure.type, answer.failure.code) == ("died", "server_error", "x")
+
+
+def test_an_error_in_the_same_read_as_the_first_content_leaves_the_way_to_another_deployment_open() -> None:
     with pytest.raises(UpstreamError, match="died"):
-        answer.feed(frame({"error": {"message": "died", "type": "server_error", "code": "x"}}))
+        streamed().feed(ROLE + HELLO + frame({"error": {"message": "died"}}))
 
 
 def test_text_that_speaks_of_errors_is_no_error() -> None:
