@@ -113,7 +113,7 @@ def test_old_reasoning_is_not_shown_again(tokenizer: Any) -> None:
 
 def test_tools_are_declared_called_and_answered_in_xml(tokenizer: Any) -> None:
     call = {"type": "function", "function": {"name": "generate_image", "arguments": {"prompt": "a red circle", "n": 2}}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "Draw a red circle"},
         {"role": "assistant", "content": None, "tool_calls": [call, call]},
