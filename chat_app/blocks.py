@@ -12,7 +12,7 @@ _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}|\$\$)")
 _CONTINUES = re.compile(r"^(\s|[-*+>|]|\d+[.)]\s)")  # an indented line, a list item, a quote or a table row
 _REMOTE_IMAGE = re.compile(r"!\[([^\]\n]*)\]\(\s*<?(https?:)?//")
 _CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`)", re.DOTALL)
-_MONEY = re.compile(r"(?<![\\$\w])\$(?=\d[\d,.]*(?![\d\w]*[\\^_{=+*]))")
+_MONEY = re.compile(r"(?<![\\$\w])\$(?=\d[\d,.]*+(?:[kKMB]|bn)?(?![\w$^])(?!\s*[\\^_{=+*<>]))")
 _DIRECTIVE = re.compile(r"(?<![\w:]):(?=[a-z][a-z0-9_/+-]*(?:\[|:))")
 
 

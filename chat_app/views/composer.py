@@ -23,6 +23,7 @@ from chat_app.views.sidebar import open_chat
 LINE = "composer"
 ATTACHED = "attached"
 NOTICE = "notice"
+UNTIL_IDLE = "notice_until_idle"
 RESTORE = "restore"
 
 
@@ -37,6 +38,8 @@ def draw_composer(app: Application, listing: Listing, card: ModelCard | None, ru
     state = st.session_state
     if RESTORE in state:
         state[LINE] = state.pop(RESTORE)
+    if run is None and state.pop(UNTIL_IDLE, False):
+        state.pop(NOTICE, None)
     with st.bottom:
         if notice := state.get(NOTICE):
             st.warning(notice, icon=":material/info:")
@@ -120,8 +123,9 @@ def _draft(app: Application, text: str, files: Sequence[UploadedFile]) -> Draft 
     return Draft(text, pictures)
 
 
-def hold_back(draft: Draft, notice: str) -> None:
+def hold_back(draft: Draft, notice: str, *, until_idle: bool = False) -> None:
     """Put the draft back into the composer, and say why."""
+    st.session_state[UNTIL_IDLE] = until_idle
     st.session_state[RESTORE] = draft.text
     st.session_state[ATTACHED] = draft.pictures
     st.session_state[NOTICE] = notice
@@ -137,7 +141,8 @@ def send(app: Application, chat_id: str | None, card: ModelCard, draft: Draft) -
     try:
         chat_id = start(app, chat_id, card, draft)
     except AlreadyRunning:
-        hold_back(draft, "This chat is still being answered. Stop that answer or wait for its end; your message is kept.")
+        notice = "This chat is still being answered. Stop that answer or wait for its end; your message is kept."
+        hold_back(draft, notice, until_idle=True)
     else:
         st.session_state.pop(ATTACHED, None)
         st.session_state.pop(NOTICE, None)
