@@ -54,8 +54,12 @@ class Child:
 
     def terminate(self) -> None:
         """Ask for its end: SIGTERM to the group, SIGKILL after the grace. Returns at once."""
-        if self._channel.fileno() != -1:
+        if self._channel.fileno() == -1:
+            return
+        try:
             self._channel.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # the nanny is gone already (macOS says so here)
 
     async def end(self) -> None:
         """Return when nothing of it is left, whatever that takes."""
@@ -79,7 +83,8 @@ class Child:
         """
         if self.gone.is_set():
             return
-        self._kill_group()
+        if not self.exited.is_set():
+            self._kill_group()
         if self._channel.fileno() != -1:
             self._loop.remove_reader(self._channel)
             self._channel.close()

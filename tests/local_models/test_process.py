@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
@@ -560,6 +561,57 @@ async def test_a_talkative_engine_does_not_fill_the_disk(engines: Engines, monke
 )
 def test_an_exit_in_words(status: int, words: str) -> None:
     assert exit_words(status) == words
+
+
+# Everything at once
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_is_asked_in_whatever_order_there_is_one_child_at_most(engines: Engines, seed: int) -> None:
+    """Callers, cancelled callers, stops, kills from outside, all racing: each caller gets an address or an error of ours, and in time."""
+    choice = random.Random(seed)
+    process = engines.process(
+        "--load-s", "0.02", "--steps", "1", restarts=RestartPolicy(max_restarts=10**6, first_delay_s=0.001, longest_delay_s=0.01)
+    )
+    outcomes: list[str] = []
+
+    async def call() -> None:
+        try:
+            await process.ensure_ready()
+            outcomes.append("ready")
+        except EngineError as error:
+            outcomes.append(type(error).__name__)
+        assert len(engines.running()) <= 1
+
+    async def disturb() -> None:
+        await asyncio.sleep(choice.random() * 0.3)
+        match choice.randrange(3):
+            case 0:
+                await process.stop()
+            case 1:
+                process.request_stop()
+            case _:
+                for pid in engines.running():
+                    os.kill(pid, signal.SIGKILL)
+
+    callers = [asyncio.create_task(call()) for _ in range(20)]
+    disturbances: list[asyncio.Task[None]] = []
+    for _ in range(20):
+        disturbances.append(asyncio.create_task(disturb()))
+        callers += [asyncio.create_task(call()) for _ in range(choice.randrange(3))]
+        if choice.random() < 0.3:
+            choice.choice(callers).cancel()
+        await asyncio.sleep(choice.random() * 0.05)
+        if choice.random() < 0.5:
+            await disturbances[-1]
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*callers, return_exceptions=True)
+    assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+    assert set(outcomes) <= {"ready", "StartFailed"}
+    await asyncio.gather(*disturbances)
+    await process.ensure_ready()
+    await process.stop()
+    assert process.status().state == "stopped"
 
 
 # Ends of the world
