@@ -33,7 +33,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             upstream = settings.upstreams[deployment.upstream]
             if upstream.kind in LOCAL_KINDS and deployment.engine_id not in specs:
                 assert isinstance(upstream, VllmUpstream | TransformersUpstream | DiffusersUpstream)
-                specs[deployment.engine_id] = _engine_spec(deployment, upstream)
+                specs[deployment.engine_id] = _engine_spec(model, deployment, upstream)
     return specs
 
 
@@ -42,7 +42,7 @@ def chat_upstream(settings: Settings, model: ModelSpec, deployment: Deployment, 
     spec = settings.upstreams[deployment.upstream]
     if not isinstance(spec, OpenAIUpstream | OpenRouterUpstream):
         thinking = True if model.thinking is None and model.reasoning else model.thinking
-        return LocalChat(runtime, deployment.engine_id, deployment.model, Timeouts(), thinking)
+        return LocalChat(runtime, deployment.engine_id, Timeouts(), thinking)
     timeouts = Timeouts(spec.connect_timeout_s, spec.first_token_timeout_s, spec.idle_timeout_s, spec.total_timeout_s)
     key = spec.api_key.get_secret_value() if spec.api_key else None
     headers = spec.headers if isinstance(spec, OpenAIUpstream) else openrouter.headers(spec.referer, spec.title)
@@ -56,7 +56,7 @@ def image_upstream(deployment: Deployment, runtime: Runtime) -> ImageUpstream:
     return LocalImages(runtime, deployment.engine_id, Timeouts())
 
 
-def _engine_spec(deployment: Deployment, upstream: VllmUpstream | TransformersUpstream | DiffusersUpstream) -> EngineSpec:
+def _engine_spec(model: ModelSpec, deployment: Deployment, upstream: VllmUpstream | TransformersUpstream | DiffusersUpstream) -> EngineSpec:
     python = upstream.python if isinstance(upstream, VllmUpstream) else Path(sys.executable)
     return EngineSpec(
         engine_id=deployment.engine_id,
@@ -65,7 +65,7 @@ def _engine_spec(deployment: Deployment, upstream: VllmUpstream | TransformersUp
         python=python,
         device=upstream.device,
         dtype=upstream.dtype,
-        served_model_name=deployment.model,
+        served_model_name=model.name,  # what its answers call it: of several public names, the first
         start_timeout_s=upstream.start_timeout_s,
         idle_unload_s=upstream.idle_unload_s,
         max_restarts=upstream.max_restarts,

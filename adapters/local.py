@@ -45,11 +45,11 @@ class _Engine:
 
 
 class LocalChat:
-    """A ChatUpstream on an engine of ours. served_name: the model name that the engine knows; thinking: as in OpenAICompatible."""
+    """A ChatUpstream on an engine of ours. thinking: as in OpenAICompatible."""
 
-    def __init__(self, runtime: Runtime, engine_id: str, served_name: str, timeouts: Timeouts, thinking: bool | None = None) -> None:
+    def __init__(self, runtime: Runtime, engine_id: str, timeouts: Timeouts, thinking: bool | None = None) -> None:
         self._engine = _Engine(runtime, engine_id, timeouts)
-        self._served_name, self._thinking = served_name, thinking
+        self._served_name, self._thinking = runtime.engines()[engine_id].served_model_name, thinking
 
     async def stream(self, call: ChatCall, client: Client) -> None:
         body = self._body(call)

@@ -76,7 +76,7 @@ async def test_against_something_like_vllm_that_tandem_starts(tmp_path: Path) ->
 
 
 async def test_against_a_vllm_that_runs_elsewhere(tmp_path: Path) -> None:
-    runs = one_model(("here", "org/m"), upstreams={"here": FAKE_VLLM})
+    runs = settings_of([{"name": "org/m", "kind": "chat", "deployments": [{"upstream": "here", "model": "org/m"}]}], {"here": FAKE_VLLM})
     runtime = Runtime(engine_specs(runs), data_dir=tmp_path)
     async with runtime.lease("here:org/m") as lease:
         elsewhere = {
