@@ -152,9 +152,11 @@ class Child:
 def _start_nanny(launch: Launch, channel: socket.socket, log: Path, grace_s: float) -> subprocess.Popen[bytes]:
     output = open_log(log)
     try:
-        guard = [sys.executable, "-I", "-S", str(NANNY), "--grace", str(grace_s), "--log", str(log), "--log-bytes", str(LOG_BYTES), "--"]
+        guard = [sys.executable, "-I", "-S", str(NANNY)]
+        # absolute: the nanny may run in another folder than we do
+        options = ["--grace", str(grace_s), "--log", str(log.absolute()), "--log-bytes", str(LOG_BYTES)]
         return subprocess.Popen(
-            [*guard, *launch.argv],
+            [*guard, *options, "--", *launch.argv],
             stdin=channel.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=output,

@@ -37,13 +37,16 @@ class Log:
             for name, value in os.environ.items()
             if name.upper().endswith(SECRET_ENDINGS) and len(value) >= SHORTEST_SECRET
         ]
+        self.longest_secret = max(map(len, self.secrets), default=1)
 
     def feed(self, data: bytes) -> None:
         """Lines are held back until they end: a secret cut in two by a read would not be recognised."""
         self.pending += data
+        for secret in self.secrets:
+            self.pending = self.pending.replace(secret, b"***")
         end = max(self.pending.rfind(b"\n"), self.pending.rfind(b"\r")) + 1
         if end == 0 and len(self.pending) > LONGEST_LINE:
-            end = len(self.pending)
+            end = len(self.pending) - self.longest_secret + 1  # what stays may be the beginning of one
         self._write(self.pending[:end])
         self.pending = self.pending[end:]
 
@@ -52,8 +55,6 @@ class Log:
         self.pending = b""
 
     def _write(self, data: bytes) -> None:
-        for secret in self.secrets:
-            data = data.replace(secret, b"***")
         try:
             while data:
                 if self.written >= self.half:

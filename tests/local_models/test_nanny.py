@@ -22,12 +22,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def nanny(folder: Path, code: str, *, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+def nanny(
+    folder: Path, code: str, *, env: dict[str, str] | None = None, log_bytes: int = 10_000
+) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """A nanny with Python code as its engine, and our end of its channel."""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     log = folder / "log"
-    command = [sys.executable, "-I", "-S", str(NANNY), "--grace", "0.2", "--log", str(log), "--log-bytes", "10000", "--"]
+    command = [sys.executable, "-I", "-S", str(NANNY), "--grace", "0.2", "--log", str(log), "--log-bytes", str(log_bytes), "--"]
     with ours, theirs, log.open("wb") as output:
         process = subprocess.Popen(
             [*command, sys.executable, "-I", "-S", "-c", code], stdin=theirs.fileno(), stderr=output, env=env, start_new_session=True
@@ -106,6 +108,13 @@ def test_secrets_are_blotted_out_even_when_a_read_cuts_them_in_two(tmp_path: Pat
     with nanny(tmp_path, code, env=env) as (_, channel):
         reports(channel, 2)
     assert (tmp_path / "log").read_bytes() == b"key: ***\nprogress\r***\na plain value none"
+
+
+def test_secrets_are_blotted_out_of_a_line_that_is_too_long_to_hold_back(tmp_path: Path) -> None:
+    code = "import os, sys\nfor _ in range(3000): sys.stdout.write('0123456' + os.environ['SOME_API_KEY']); sys.stdout.flush()"
+    with nanny(tmp_path, code, env={"SOME_API_KEY": "sk-0123456789"}, log_bytes=200_000) as (_, channel):
+        reports(channel, 2)
+    assert (tmp_path / "log").read_bytes() == b"0123456***" * 3000
 
 
 def test_an_endless_line_is_not_kept_in_memory(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -548,6 +549,20 @@ async def test_a_talkative_engine_does_not_fill_the_disk(engines: Engines, monke
     sizes = [file.stat().st_size for file in engines.log.parent.iterdir()]
     assert len(sizes) == 2
     assert LOG_BYTES > 20_000 >= sum(sizes) > 10_000
+
+
+async def test_a_log_in_a_relative_folder_is_found_by_an_engine_that_runs_elsewhere(
+    engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local_models.child.LOG_BYTES", 20_000)
+    monkeypatch.chdir(tmp_path)
+
+    def launch(port: int, key: str) -> Launch:
+        return replace(launch_fake(port, key, "--chatter", "1000", "--exit", "1"), cwd=Path("/"))
+
+    error = await failure_of(Process("fake", launch, log=Path("data/logs/fake.log")))
+    assert "no weights" in error.reason
+    assert len(list((tmp_path / "data" / "logs").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
