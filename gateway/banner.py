@@ -30,8 +30,8 @@ def opening(choice: Choice, report: Report, data_dir: str) -> list[Line]:
     return lines
 
 
-def ready(api: str | None, chat_app: str | None, keys: Keys | None) -> list[Line]:
-    """Both addresses, and the API key: in full when it was made just now, later only where it lies."""
+def ready(host: str, api: str | None, chat_app: str | None, keys: Keys | None) -> list[Line]:
+    """Both addresses, and the API key: in full when it was made just now, later only where it lies. host: as listened on."""
     lines: list[Line] = []
     if api is not None:
         lines.append(("API", f"{api}/v1"))
@@ -39,8 +39,15 @@ def ready(api: str | None, chat_app: str | None, keys: Keys | None) -> list[Line
         lines.append(("chat app", chat_app))
     if keys is not None:
         lines.append(("API key", _key_text(keys)))
+    if chat_app is not None and not is_loopback(host):
+        lines.append(("note", f"the chat app has no login: whoever reaches {host} can use it"))
     lines.append(("", "Ctrl-C ends everything"))
     return lines
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach a server that listens there."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _key_text(keys: Keys) -> str:

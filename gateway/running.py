@@ -60,7 +60,7 @@ def chat_only(wishes: Wishes, environ: Mapping[str, str]) -> int:
         app = ChatApp(server.host, port, base_url, startup.keys_in(data_dir, environ).plain, data_dir, environ)
         terminal = stack.enter_context(open_terminal())
         terminal.busy("starting the chat app")
-        lines = [*banner.ready(None, address, None), ("", f"it talks to the API at {base_url}")]
+        lines = [*banner.ready(server.host, None, address, None), ("", f"it talks to the API at {base_url}")]
         return uvloop.run(_run_chat_app(app, terminal, lines))
 
 
@@ -163,16 +163,16 @@ async def _serve(plan: _Plan) -> int:
     serving = asyncio.create_task(
         serve(plan.settings, data_dir=plan.data_dir, keys=plan.keys.ring, listener=plan.listener, on_ready=answers.set)
     )
-    beside = [asyncio.create_task(_report(plan, process, answers))]
-    if process is not None:
-        beside.append(asyncio.create_task(_keep(process, plan.terminal)))
+    reporting = asyncio.create_task(_report(plan, process, answers))
+    keeping = asyncio.create_task(_keep(process, plan.terminal)) if process else None
     try:
         return await serving
     finally:
+        await _end(reporting)
         plan.terminal.busy(None)
-        if process is not None:
+        if process is not None and keeping is not None:
             await process.close()
-        await _end(beside)
+            await _end(keeping)
 
 
 async def _run_chat_app(app: ChatApp, terminal: Terminal, lines: list[Line]) -> int:
@@ -190,7 +190,7 @@ async def _run_chat_app(app: ChatApp, terminal: Terminal, lines: list[Line]) -> 
     finally:
         terminal.busy(None)
         await process.close()
-        await _end([keeping])
+        await _end(keeping)
     return 0
 
 
@@ -218,7 +218,7 @@ async def _report(plan: _Plan, process: Process | None, answers: asyncio.Event) 
             plan.terminal.say(f"the chat app does not start: {error.reason}")
             chat_address = None
     plan.terminal.busy(None)
-    plan.terminal.show(banner.ready(startup.url(plan.host, plan.port), chat_address, plan.keys))
+    plan.terminal.show(banner.ready(plan.host, startup.url(plan.host, plan.port), chat_address, plan.keys))
     before: Mapping[str, EngineState] = {}
     while True:
         with suppress(OSError, TimeoutError, ValueError, LookupError):  # no answer this time
@@ -242,10 +242,9 @@ async def _ask_models(plan: _Plan) -> object:
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

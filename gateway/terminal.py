@@ -66,7 +66,7 @@ class RichTerminal:
 
     def show(self, lines: Iterable[Line]) -> None:
         for label, text in lines:
-            self._console.print(self._text(f"{label:<10}", style="bold cyan") + self._text(text))
+            self._console.print(self._text.assemble((f"{label:<10}", "bold cyan"), text))
         self._console.print()
 
     def say(self, text: str) -> None:
