@@ -1,0 +1,74 @@
+"""Where the browser journeys play: an app in front of a scripted gateway, and what to say to get which behaviour.
+
+A real `tandem up` can take its place: a Stage needs the address of the app and words that make that gateway's
+model answer briefly and at length.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chat_app.fake_gateway import FakeGateway
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Stage:
+    app_url: str
+    short_question: str
+    long_question: str  # its answer takes some seconds at least
+    picture: str = "a red circle on a blue background"
+
+
+@contextmanager
+def scripted_stage(folder: Path) -> Iterator[Stage]:
+    with FakeGateway(pace_s=0.1) as gateway, running_app(gateway.base_url, gateway.api_key, folder) as app_url:
+        yield Stage(app_url, "hello", "slow", "a slow red circle on a blue background")
+
+
+@contextmanager
+def running_app(base_url: str, api_key: str, data_dir: Path) -> Iterator[str]:
+    """The chat app as a process of its own; its output is in `data_dir/app.log`."""
+    port = free_port()
+    env = {**os.environ, "TANDEM_BASE_URL": base_url, "TANDEM_API_KEY": api_key, "TANDEM_DATA_DIR": str(data_dir)}
+    options = {"port": port, "address": "127.0.0.1", "headless": "true"}
+    flags = [part for name, value in options.items() for part in (f"--server.{name}", str(value))]
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "chat_app" / "app.py"), *flags]
+    with (data_dir / "app.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_for_health(process, f"http://127.0.0.1:{port}/_stcore/health")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_health(process: subprocess.Popen[bytes], url: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        assert process.poll() is None, f"the app ended with code {process.returncode} while starting"
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"the app did not answer at {url} within {timeout_s:.0f} s"
+            time.sleep(0.1)
