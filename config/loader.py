@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -422,7 +422,7 @@ def _plain_location(location: tuple[str | int, ...], document: Document) -> Loca
     return location
 
 
-def _requirement(kind: str, context: Mapping[str, object], message: str) -> str:
+def _requirement(kind: str, context: Mapping[str, Any], message: str) -> str:
     """What a value must be, in words; kind and context as pydantic names them."""
     match kind:
         case "int_type" | "int_parsing" | "int_from_float":
@@ -438,11 +438,11 @@ def _requirement(kind: str, context: Mapping[str, object], message: str) -> str:
         case "dict_type" | "model_type" | "model_attributes_type":
             return "must be a mapping (key: value)"
         case "greater_than":
-            return f"must be greater than {context['gt']}"
+            return f"must be greater than {context['gt']:g}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']}"
+            return f"must be at least {context['ge']:g}"
         case "less_than_equal":
-            return f"must be at most {context['le']}"
+            return f"must be at most {context['le']:g}"
         case "literal_error":
             return f"must be one of {context['expected']}"
         case "too_short" | "string_too_short":

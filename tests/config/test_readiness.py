@@ -1,0 +1,105 @@
+"""What `tandem check` finds missing, as a table over made-up machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from config.hardware import Gpu
+from config.readiness import Facts, check, gather
+from config.schema import Settings
+
+GPU = Gpu(0, "GPU", 24 * 2**30, 24 * 2**30)
+UPSTREAMS = {
+    "vllm": {"kind": "vllm"},
+    "vllm-cpu": {"kind": "vllm", "device": "cpu"},
+    "vllm-there": {"kind": "vllm", "python": "/opt/v/bin/python"},
+    "vllm-2nd": {"kind": "vllm", "device": "cuda:1"},
+    "worker": {"kind": "transformers"},
+    "worker-gpu": {"kind": "transformers", "device": "cuda"},
+    "router": {"kind": "openrouter"},
+    "lab": {"kind": "openai", "base_url": "http://x/v1"},
+}
+
+
+def settings(upstream: str, model: str = "owner/name", unset: dict[str, str] | None = None) -> Settings:
+    return Settings.model_validate(
+        {
+            "models": [{"name": "a", "kind": "chat", "deployments": [{"upstream": upstream, "model": model}]}],
+            "upstreams": UPSTREAMS,
+            "unset_keys": unset or {},
+        }
+    )
+
+
+ALL = Facts(gpus=(GPU,), engines={name: True for name in UPSTREAMS}, weights={"owner/name": "present"})
+
+
+@pytest.mark.parametrize("upstream", ["vllm", "vllm-cpu", "vllm-there", "worker", "worker-gpu", "lab"])
+def test_nothing_is_missing_where_everything_is_there(upstream: str) -> None:
+    report = check(settings(upstream), ALL)
+    assert report.unusable == ()
+    assert report.models[0].deployments[0].usable
+
+
+@pytest.mark.parametrize(
+    ("upstream", "facts", "missing"),
+    [
+        ("vllm", Facts((), {"vllm": True}, ALL.weights), ["no NVIDIA GPU"]),
+        ("vllm-cpu", Facts((), {"vllm-cpu": True}, ALL.weights), []),
+        ("vllm-2nd", ALL, ["no GPU 1"]),
+        ("vllm", Facts((GPU,), {}, ALL.weights), ["vLLM is not installed"]),
+        ("vllm-there", Facts((GPU,), {}, ALL.weights), ["no vLLM at /opt/v/bin/python"]),
+        ("vllm", Facts((GPU,), {"vllm": True}), ["weights not downloaded"]),
+        ("vllm", Facts(), ["no NVIDIA GPU", "vLLM is not installed", "weights not downloaded"]),
+        ("worker", Facts(weights={"owner/name": "partial"}), ["weights only partly downloaded"]),
+        ("worker", Facts(weights=ALL.weights), []),
+        ("worker-gpu", Facts(weights=ALL.weights), ["no NVIDIA GPU"]),
+        ("router", ALL, ["no API key"]),
+    ],
+)
+def test_each_thing_that_may_be_missing(upstream: str, facts: Facts, missing: list[str]) -> None:
+    deployment = check(settings(upstream), facts).models[0].deployments[0]
+    assert [item.what for item in deployment.missing] == missing
+    assert all(item.remedy for item in deployment.missing)
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        ("owner/name", "tandem models download a"),
+        ("/models/mine", "put config.json or model_index.json and the .safetensors files there"),
+        ("builtin:demo", "clone Tandem anew"),
+    ],
+)
+def test_the_remedy_for_missing_weights_fits_where_they_come_from(model: str, remedy: str) -> None:
+    assert check(settings("worker", model), Facts()).models[0].deployments[0].missing[0].remedy == remedy
+
+
+def test_a_key_names_the_variable_that_its_upstream_reads() -> None:
+    deployment = check(settings("lab", unset={"lab": "LAB_KEY"}), ALL).models[0].deployments[0]
+    assert [str(item) for item in deployment.missing] == ["no API key: export LAB_KEY=..."]
+
+
+def test_one_usable_deployment_is_enough() -> None:
+    whole = settings("vllm")
+    two = [{"upstream": "vllm", "model": "owner/name"}, {"upstream": "lab", "model": "x"}]
+    both = Settings.model_validate({**whole.model_dump(), "models": [{"name": "a", "kind": "chat", "deployments": two}]})
+    report = check(both, Facts())
+    assert [deployment.usable for deployment in report.models[0].deployments] == [False, True]
+    assert report.unusable == ()
+
+
+def test_gather_looks_only_for_what_is_asked(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n: > {asked}\necho '0, A, 10, 5'\n")
+    smi.chmod(0o755)
+    environ = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    facts = gather(settings("worker"), {}, environ)
+    assert facts == Facts(weights={"owner/name": "absent"})
+    assert not asked.exists()
+    facts = gather(settings("vllm"), {}, environ)
+    assert facts == Facts((Gpu(0, "A", 10 * 2**20, 5 * 2**20),), {"vllm": False}, {"owner/name": "absent"})
+    assert gather(settings("lab"), {}, environ) == Facts()

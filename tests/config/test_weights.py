@@ -1,0 +1,92 @@
+"""Whether a model lies on the disk, in each state a download can leave it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from config.weights import find_weights, hub_cache
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+
+def cached(home: Path, *names: str, revision: str = "abc") -> Path:
+    cache = home / ".cache" / "huggingface" / "hub" / "models--owner--name"
+    put(cache, "blobs/1")
+    put(cache / "snapshots" / revision, *names)
+    (cache / "refs").mkdir(exist_ok=True)
+    (cache / "refs" / "main").write_text("abc\n")
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        (["config.json", "model.safetensors"], "present"),
+        (["model_index.json", "unet/diffusion_pytorch_model.safetensors"], "present"),
+        (["config.json"], "partial"),
+        (["model.safetensors"], "partial"),
+        (["config.json", "pytorch_model.bin"], "partial"),
+    ],
+)
+def test_a_model_in_the_cache(tmp_path: Path, names: list[str], state: str) -> None:
+    cached(tmp_path, *names)
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == state
+
+
+def test_a_model_that_was_never_asked_for(tmp_path: Path) -> None:
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "absent"
+
+
+def test_a_shard_is_missing(tmp_path: Path) -> None:
+    cache = cached(tmp_path, "config.json", "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (cache / "snapshots" / "abc" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "partial"
+    put(cache / "snapshots" / "abc", "model-00002-of-00002.safetensors")
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "present"
+
+
+def test_a_download_that_stopped(tmp_path: Path) -> None:
+    cache = cached(tmp_path, "config.json", "model.safetensors")
+    put(cache, "blobs/2.incomplete")
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "partial"
+
+
+def test_a_revision_that_is_not_there(tmp_path: Path) -> None:
+    cached(tmp_path, "config.json", "model.safetensors", revision="old")
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "partial"
+
+
+def test_a_folder_and_a_builtin_name(tmp_path: Path) -> None:
+    put(tmp_path / "m", "config.json", "model.safetensors")
+    assert find_weights(str(tmp_path / "m"), {}, {}) == "present"
+    assert find_weights(str(tmp_path / "n"), {}, {}) == "absent"
+    assert find_weights("builtin:x", {"builtin:x": tmp_path / "m"}, {}) == "present"
+    assert find_weights("builtin:x", {"builtin:x": tmp_path / "n"}, {}) == "absent"
+
+
+@pytest.mark.parametrize(
+    ("environ", "path"),
+    [
+        ({"HOME": "/h"}, "/h/.cache/huggingface/hub"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "/c", "HF_HOME": "/f"}, "/f/hub"),
+        ({"HOME": "/h", "HF_HOME": "/f", "HF_HUB_CACHE": "/k"}, "/k"),
+    ],
+)
+def test_where_the_cache_is(environ: dict[str, str], path: str) -> None:
+    assert hub_cache(environ) == Path(path)
+
+
+def test_the_hub_client_agrees_on_where_it_is(tmp_path: Path) -> None:
+    from huggingface_hub.constants import default_cache_path, default_home
+
+    assert Path(default_cache_path).relative_to(default_home) == Path("huggingface/hub")
