@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 from openai import OpenAI
@@ -21,6 +22,7 @@ from chat_app.settings import Settings
 
 CONNECT_TIMEOUT_S = 5.0
 LIST_TIMEOUT_S = 3.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})  # never asked for through a proxy of the environment
 READ_TIMEOUT_S = 600.0  # the gateway sends a comment long before, so only a dead one is silent for this long
 
 
@@ -61,7 +63,11 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.base_url = settings.base_url
         self._api_key = settings.api_key
-        self._control = OpenAI(base_url=settings.base_url, api_key=settings.api_key, timeout=LIST_TIMEOUT_S, max_retries=0)
+        self._trust_env = urlsplit(self.base_url).hostname not in LOOPBACK
+        http_client = openai.DefaultHttpxClient(base_url=self.base_url, trust_env=self._trust_env)
+        self._control = OpenAI(
+            base_url=self.base_url, api_key=self._api_key, timeout=LIST_TIMEOUT_S, max_retries=0, http_client=http_client
+        )
         _ = self._control.chat.completions, self._control.images  # the SDK imports these late; the first answer should not wait for it
 
     def close(self) -> None:
@@ -78,6 +84,7 @@ class Gateway:
         """A client for one run, on a connection of its own. Never retries: a repeat is the person's decision."""
         http_client = openai.DefaultHttpxClient(
             base_url=self.base_url,
+            trust_env=self._trust_env,
             timeout=openai.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             event_hooks={"request": [line.attach]},
         )

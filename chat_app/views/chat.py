@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import streamlit as st
 
 from chat_app.services import application
+from chat_app.settings import settings_from
 from chat_app.views.composer import draw_composer, send
 from chat_app.views.live import draw_live, watch
 from chat_app.views.picker import draw_picker, settle_model
@@ -12,7 +15,13 @@ from chat_app.views.sidebar import draw_chat_menu, draw_sidebar, open_chat
 from chat_app.views.start import draw_outage, draw_start
 from chat_app.views.thread import draw_thread
 
-app = application()
+try:
+    app = application()
+except (OSError, sqlite3.Error) as error:
+    st.error(
+        f"The data directory {settings_from().folder} cannot be used: {error}. Choose another one with --data-dir.", icon=":material/error:"
+    )
+    st.stop()
 listing = app.listing()
 wanted = st.query_params.get("chat")
 chat = app.store.chat(wanted) if wanted else None
@@ -28,14 +37,15 @@ with st.container(horizontal=True, vertical_alignment="center", horizontal_align
     if chat is not None:
         draw_chat_menu(app, chat)
 
+revision = app.store.revision(chat.id) if chat else ""  # before anything is drawn: what changes from here on is seen by `watch`
 run = app.runs.of_chat(chat.id) if chat else None
 example = None
 if chat is not None:
-    draw_thread(app, app.store.messages(chat.id), card)
+    draw_thread(app, app.store.messages(chat.id), card, run)
     if run is not None:
         draw_live(app, run)
     else:
-        watch(app, chat.id, app.store.revision(chat.id))
+        watch(app, chat.id, revision)
 elif wanted:
     st.info("This chat does not exist, or no longer.", icon=":material/search_off:")
     st.button("Start a new one", on_click=open_chat)

@@ -15,7 +15,7 @@ from chat_app.blocks import closed_length, presentable
 from chat_app.records import Message, State
 from chat_app.runs import Run, Snapshot
 from chat_app.views.footer import thought_label
-from chat_app.views.thread import ASSISTANT, PAINTER, draw_pictures
+from chat_app.views.thread import ASSISTANT, MIN_SIDE, PAINTER, draw_pictures
 
 TICK_S = 0.12
 IMAGE_TICK_S = 0.25
@@ -27,7 +27,9 @@ SHOWN_REASONING = 1500
 def draw_live(app: Application, run: Run) -> None:
     if run.kind == "image":
         with st.chat_message("assistant", avatar=PAINTER):
-            _live_picture(app, run)
+            message = run.snapshot().message
+            draw_pictures(app, message, MIN_SIDE)
+            _live_progress(run, len(message.pictures))
         return
     with st.chat_message("assistant", avatar=ASSISTANT):
         message = run.snapshot().message
@@ -73,12 +75,12 @@ def _waiting(snapshot: Snapshot) -> None:
 
 
 @st.fragment(run_every=IMAGE_TICK_S)
-def _live_picture(app: Application, run: Run) -> None:
+def _live_progress(run: Run, drawn: int) -> None:
+    """Pictures that are ready are drawn by the page, never by a tick."""
     snapshot = run.snapshot()
-    if not snapshot.message.state.active:
+    if not snapshot.message.state.active or len(snapshot.message.pictures) > drawn:
         st.rerun()
     _waiting(snapshot)
-    draw_pictures(app, snapshot.message, 256)
 
 
 @st.fragment(run_every=WATCH_S)

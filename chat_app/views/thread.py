@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 import streamlit as st
 
 from chat_app.application import Application
 from chat_app.blocks import plain, presentable
 from chat_app.catalog import ModelCard
 from chat_app.records import Failure, Message, Picture, State
+from chat_app.runs import AlreadyRunning, Run
+from chat_app.store import INTERRUPTED
 from chat_app.views.footer import answer_line, picture_line, thought_label
 
 USER = ":material/person:"
@@ -17,8 +22,8 @@ SHOWN_AT_FIRST = 30
 MIN_SIDE, MAX_SIDE = 256, 512  # how wide a picture is drawn: small ones enlarged, large ones reduced
 
 
-def draw_thread(app: Application, messages: list[Message], card: ModelCard | None) -> None:
-    """All but a live message. The oldest of a long chat wait behind a button."""
+def draw_thread(app: Application, messages: list[Message], card: ModelCard | None, run: Run | None) -> None:
+    """All but the message that `run` is making. The oldest of a long chat wait behind a button."""
     if not messages:
         return
     chat_id = messages[0].chat_id
@@ -26,8 +31,13 @@ def draw_thread(app: Application, messages: list[Message], card: ModelCard | Non
     if hidden:
         st.button(f"Show {hidden} earlier messages", key="earlier", on_click=_show_all, args=(chat_id,))
     for message in messages[hidden:]:
-        if not message.state.active:
-            draw_message(app, message, card, last=message is messages[-1])
+        if run is None or message.id != run.id:
+            draw_message(app, _settled(message), card, last=message is messages[-1])
+
+
+def _settled(message: Message) -> Message:
+    """Nobody works on a message that is called active but is no live run's: its last save must have failed."""
+    return replace(message, state=State.STOPPED, failure=INTERRUPTED) if message.state.active else message
 
 
 def _show_all(chat_id: str) -> None:
@@ -79,12 +89,12 @@ def _again(app: Application, message: Message, label: str, icon: str, seed: int 
 
 
 def _draw_again(app: Application, message: Message, seed: int | None) -> None:
-    if app.runs.of_chat(message.chat_id) is None:
+    with suppress(AlreadyRunning):  # a second click, or another tab was quicker
         app.draw_again(message, seed)
 
 
 def _retry(app: Application, message: Message, card: ModelCard) -> None:
-    if app.runs.of_chat(message.chat_id) is None:
+    with suppress(AlreadyRunning):
         app.retry(message, card)
 
 

@@ -256,3 +256,19 @@ def test_a_long_chat_shows_its_last_messages_first(app: Application, page: AppTe
     page.button(key="earlier").click()
     shown(page)
     assert "message number 0." in texts(page)
+
+
+def test_a_data_directory_that_cannot_be_used_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    (settings.data_dir / "file").touch()
+    monkeypatch.setenv("TANDEM_DATA_DIR", str(settings.data_dir / "file"))
+    page = open_page()
+    assert str(settings.data_dir / "file" / "chat_app") in page.error[0].value
+    assert "--data-dir" in page.error[0].value
+
+
+def test_a_message_nobody_works_on_is_shown_as_interrupted(app: Application) -> None:
+    chat = app.store.create_chat("lost", "demo").id
+    app.store.add_message(chat, "assistant", "text", state=State.RUNNING, text="half an ans")
+    page = open_page(chat)
+    assert "half an ans" in texts(page)
+    assert "restarted before" in page.warning[0].value
