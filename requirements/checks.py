@@ -35,6 +35,7 @@ def commands(arguments: list[str]) -> dict[str, list[str]]:
 def run(arguments: list[str]) -> int:
     """Run the checks; the exit code of the first that failed, else 0."""
     _provide_browser()
+    _provide_older_sdk()
     statuses: dict[str, int] = {}
     for name, command in commands(arguments).items():
         print(f"tandem test: {name}", flush=True)
@@ -43,6 +44,23 @@ def run(arguments: list[str]) -> int:
     if failed:
         print(f"tandem test: failed: {', '.join(failed)}", file=sys.stderr)
     return next(iter(failed.values()), 0)
+
+
+def _provide_older_sdk() -> None:
+    """Lay openai 2.x beside the environment, for the tests that use it instead of the locked 3.x; otherwise they skip."""
+    lock = ROOT / "requirements" / "openai2.lock"
+    folder = Path(sys.prefix) / "openai-2"
+    mark = folder / "installed-by.lock"
+    if mark.exists() and mark.read_text() == lock.read_text():
+        return
+    print("tandem test: installing openai 2.x beside the environment", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--require-hashes"]
+    if subprocess.run([*pip, "--target", str(folder), "-r", str(lock)], stdin=subprocess.DEVNULL, check=False).returncode != 0:
+        print("tandem test: openai 2.x could not be installed; its tests skip", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    mark.write_text(lock.read_text())
 
 
 def _environment() -> dict[str, str]:

@@ -10,3 +10,5 @@ lock() {
 }
 lock run "$@"
 lock test --extra test --constraint requirements/run.lock "$@"
+echo 'openai<3' | uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+    --no-emit-index-url --no-emit-find-links "$@" - --output-file requirements/openai2.lock
