@@ -70,8 +70,9 @@ class ChatEngine:
         generation = read_json_file(folder / "generation_config.json")
         self._sampling = default_sampling(generation)
         self.end_ids = end_ids(generation.get("eos_token_id"), text_config.eos_token_id, tokenizer.eos_token_id)
-        kept = {tokenizer.convert_tokens_to_ids(token) for token in KEPT_TOKENS}
-        self._hidden_ids = set(tokenizer.all_special_ids) - kept
+        self._hidden_ids = frozenset(
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content not in KEPT_TOKENS
+        )
         self.tokens_generated = 0
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -172,13 +173,19 @@ def _network(folder: Path, config: Any, dtype: torch.dtype, device: torch.device
     previous = transformers_logging.set_tqdm_hook(counted)
     try:
         network, info = kind.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     finally:
         transformers_logging.set_tqdm_hook(previous)
     if missing := sorted(info["missing_keys"]):
         raise LoadError(f"the checkpoint {folder} lacks {len(missing)} weights, the first is {missing[0]}; download it again")
-    return network.to(device).eval()
+    return network.eval()
 
 
 def _image_encoder(folder: Path, config: Any) -> QwenImageEncoder | None:

@@ -17,7 +17,7 @@ from local_models.workers.errors import ApiError
 from local_models.workers.fields import shown, wrong
 from local_models.workers.pictures import decode_data_url
 
-MAX_IMAGES = 16
+MAX_IMAGES = 8
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 

@@ -51,15 +51,15 @@ class Job:
         self._cancelled.set()
         self._leave_queue(self)
 
-    async def items(self) -> AsyncIterator[Any]:
-        """What the engine emits, to the end, and IDLE after each IDLE_S without anything.
+    async def items(self, idle_s: float = IDLE_S) -> AsyncIterator[Any]:
+        """What the engine emits, to the end, and IDLE after each `idle_s` without anything.
 
         Raises what the work raised. Leaving early cancels the job.
         """
         try:
             while True:
                 try:
-                    async with asyncio.timeout(IDLE_S):
+                    async with asyncio.timeout(idle_s):
                         item = await self._items.get()
                 except TimeoutError:
                     item = IDLE

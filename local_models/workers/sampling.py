@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+GREEDY_BELOW = 1e-5  # dividing by less overflows
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -54,7 +56,7 @@ class Sampler:
 
     def _choose(self, logits: torch.Tensor) -> int:
         params = self.params
-        if params.temperature == 0:
+        if params.temperature < GREEDY_BELOW:
             return int(logits.argmax())
         size = logits.shape[-1]
         kept = min(params.top_k, size) if params.top_k else size
@@ -65,7 +67,9 @@ class Sampler:
         probabilities = torch.softmax(values / params.temperature, dim=-1)
         if params.top_p < 1.0:
             before = probabilities.cumsum(-1) - probabilities
-            probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
+            cut = before >= params.top_p
+            cut[0] = False  # the likeliest token stays, also for top_p 0
+            probabilities = probabilities.masked_fill(cut, 0.0)
         if params.min_p > 0:
             probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
         choice = int(torch.multinomial(probabilities, 1, generator=self.generator))

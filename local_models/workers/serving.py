@@ -123,7 +123,9 @@ async def read_json(request: Request) -> dict[str, Any]:
             )
     try:
         value = json.loads(body)
-    except ValueError as error:  # json.JSONDecodeError, UnicodeDecodeError
+        if b"\\ud" in body or b"\\uD" in body:  # half a surrogate pair is text that nobody can encode again
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # json.JSONDecodeError, UnicodeError, nested too deep
         raise ApiError(f"The request body is not JSON ({error}); send a JSON object.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError(f"The request body is a JSON {type(value).__name__}; send a JSON object.", code="invalid_json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
@@ -59,8 +60,9 @@ def out_of_memory(error: Exception, advice: str) -> ApiError | None:
     )
     if not is_one:
         return None
-    reason = str(error).strip().partition("\n")[0][:200]
-    return ApiError(f"The model's device is out of memory ({reason}); {advice}.", status=503, type="server_error", code="out_of_memory")
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    amount = f"another {asked[1]}" if asked else "this request"
+    return ApiError(f"The model's device has no memory for {amount}; {advice}.", status=503, type="server_error", code="out_of_memory")
 
 
 def empty_cache() -> None:

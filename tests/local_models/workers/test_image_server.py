@@ -114,15 +114,19 @@ def test_bad_fields_are_refused_by_name(image: RunningWorker, fields: dict[str, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory through prlimit")
 def test_the_worker_outlives_a_job_too_large_for_its_memory(image: RunningWorker) -> None:
+    image.wait_for(running=0)
     used = int(Path(f"/proc/{image.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.prlimit(image.process.pid, resource.RLIMIT_AS)
     resource.prlimit(image.process.pid, resource.RLIMIT_AS, (used + 16 * 2**20, limits[1]))
     try:
-        *_, last = draw(image, width=768, height=768, num_inference_steps=1)
+        response = image.client.post("/v1/images/generations", json={**RED_CIRCLE, "width": 768, "height": 768})
     finally:
         resource.prlimit(image.process.pid, resource.RLIMIT_AS, limits)
-    assert last["error"]["code"] == "out_of_memory"
-    assert "ask for a smaller size" in last["error"]["message"]
+    assert response.status_code == 503
+    error = response.json()["error"]
+    assert error["code"] == "out_of_memory"
+    assert error["message"].startswith("The model's device has no memory for another ")
+    assert error["message"].endswith("ask for a smaller size.")
     assert images(draw(image))
 
 
