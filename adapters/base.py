@@ -60,7 +60,7 @@ class ChatUpstream(Protocol):
 class ImageUpstream(Protocol):
     """One deployment of an image model."""
 
-    def generate(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncGenerator[dict[str, Any], None]:
         """The worker's events, as `local_models.workers.image_server` sends them. Closing the iterator stops the work at the next step."""
 
     def close(self) -> None:

@@ -74,11 +74,11 @@ class LocalImages:
     def __init__(self, runtime: Runtime, engine_id: str, timeouts: Timeouts) -> None:
         self._engine = _Engine(runtime, engine_id, timeouts)
 
-    async def generate(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncGenerator[dict[str, Any], None]:
         body = orjson.dumps(request)
         async with (
             self._engine.runtime.lease(self._engine.engine_id) as lease,
-            aclosing(self._engine.endpoint(lease).events(IMAGES_PATH, body, str(request["request_id"]))) as events,
+            aclosing(self._engine.endpoint(lease).events(IMAGES_PATH, body, request_id)) as events,
         ):
             async for event in events:
                 yield event

@@ -178,8 +178,7 @@ def _image_routes(settings: Settings, runtime: Runtime, keys: KeyRing, router: R
             return Response(status_code=499)  # nobody reads it
         asked = image_request.parse(body)
         route = router.image(asked.model)
-        job_id = f"img_{secrets.token_hex(12)}"
-        job = ImageJob(job_id, route.model.name, image_request.job_for(asked, route.model, job_id))
+        job = ImageJob(f"img_{secrets.token_hex(12)}", route.model.name, image_request.work_for(asked, route.model))
         events = images.run_job(job, route, queues, runtime)
         with Departure(request.receive):
             if not asked.stream:

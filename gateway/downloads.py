@@ -53,14 +53,23 @@ def _fetch(repository: str, kind: str) -> int:
         )
     except HFValidationError:
         print(f"tandem: '{repository}' is neither a Hub id (owner/name) nor a path (./... or /...)", file=sys.stderr)
-    except LocalEntryNotFoundError:
-        print(f"tandem: cannot reach the Hub for {repository}; check the network, then run the same command again", file=sys.stderr)
-    except HfHubHTTPError as error:
-        reason = str(error).strip().splitlines()[-1]
-        print(f"tandem: the Hub refuses {repository}: {reason} (gated models need HF_TOKEN)", file=sys.stderr)
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        # The client wraps every failure to ask the Hub as "not in the cache either"; the cause tells a refusal from silence.
+        refusal = error if isinstance(error, HfHubHTTPError) and error.response is not None else error.__cause__
+        if isinstance(refusal, HfHubHTTPError) and refusal.response is not None:
+            status = refusal.response.status_code
+            print(f"tandem: the Hub refuses {repository} with status {status}; {_remedy(status)}", file=sys.stderr)
+        else:
+            print(f"tandem: cannot reach the Hub for {repository}; check the network, then run the same command again", file=sys.stderr)
     except OSError as error:
         print(f"tandem: downloading {repository} stopped: {error}; run the same command again to go on", file=sys.stderr)
     else:
         print(f"{repository} is in {path}")
         return 0
     return EXIT_FAILED
+
+
+def _remedy(status: int) -> str:
+    if status in (401, 403, 404):
+        return "check the name; a gated or private model needs HF_TOKEN and its terms accepted on the Hub"
+    return "run the same command again later"

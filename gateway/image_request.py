@@ -73,7 +73,7 @@ def _refusal(error: ValidationError, fields: dict[str, Any]) -> GatewayError:
     return from_validation([dict(problem) for problem in problems], f"; the fields of this route are {known}")
 
 
-def job_for(request: ImageRequest, model: ModelSpec, job_id: str) -> dict[str, Any]:
+def work_for(request: ImageRequest, model: ModelSpec) -> dict[str, Any]:
     """What the worker is asked for: every default filled in, every limit checked. Raises GatewayError (400)."""
     limits = model.image
     assert limits is not None, "an image model has an image section"
@@ -82,8 +82,7 @@ def job_for(request: ImageRequest, model: ModelSpec, job_id: str) -> dict[str, A
     steps = _within(
         request.num_inference_steps, limits.num_inference_steps, 1, limits.max_num_inference_steps, "num_inference_steps", model
     )
-    job: dict[str, Any] = {
-        "request_id": job_id,
+    work: dict[str, Any] = {
         "prompt": request.prompt,
         "n": count,
         "width": width,
@@ -93,10 +92,10 @@ def job_for(request: ImageRequest, model: ModelSpec, job_id: str) -> dict[str, A
     }
     guidance = request.guidance_scale if request.guidance_scale is not None else limits.guidance_scale
     if guidance is not None:
-        job["guidance_scale"] = guidance
+        work["guidance_scale"] = guidance
     if request.negative_prompt:
-        job["negative_prompt"] = request.negative_prompt
-    return job
+        work["negative_prompt"] = request.negative_prompt
+    return work
 
 
 def _size(size: str | None, model: ModelSpec, limits: ImageSpec) -> tuple[int, int]:

@@ -59,7 +59,7 @@ async def _run_on(job: ImageJob, target: Target[ImageUpstream], queue: JobQueue,
 
 async def _with_loading(job: ImageJob, target: Target[ImageUpstream], runtime: Runtime) -> AsyncGenerator[Event, None]:
     """The engine's events, after reports on its loading where it has to load first."""
-    engine_events = target.upstream.generate(job.request)
+    engine_events = target.upstream.generate(job.request, job.id)
     first: asyncio.Task[Event] = asyncio.ensure_future(anext(engine_events))
     try:
         while not first.done():

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.schema import Settings
-from gateway import downloads, startup
+from gateway import startup
 from gateway.startup import CannotStart, Wishes
 
 
@@ -103,26 +102,3 @@ def test_the_keys_and_where_they_lie(tmp_path: Path) -> None:
     assert (second.plain, second.created) == (first.plain, False)
     given = startup.keys_in(tmp_path, {"TANDEM_API_KEY": "mine"})
     assert (given.plain, given.path) == ("mine", None)
-
-
-def test_what_a_download_fetches() -> None:
-    deployments = [
-        {"upstream": "t", "model": "owner/name"},
-        {"upstream": "t", "model": "builtin:demo"},
-        {"upstream": "t", "model": "/models/mine"},
-        {"upstream": "r", "model": "qwen/qwen3.5-9b"},
-    ]
-    settings = Settings.model_validate(
-        {
-            "models": [{"name": "a", "kind": "chat", "deployments": deployments}],
-            "upstreams": {"t": {"kind": "transformers"}, "r": {"kind": "openrouter"}},
-        }
-    )
-    assert downloads.downloadable(settings, settings.models[0]) == ["owner/name"]
-
-
-def test_a_download_without_a_network_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert downloads._fetch("owner/name", "chat") == 1
-    assert "cannot reach the Hub for owner/name" in capsys.readouterr().err
