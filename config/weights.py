@@ -9,9 +9,6 @@ from typing import Literal, TypeAlias
 
 Weights: TypeAlias = Literal["present", "partial", "absent"]
 
-# Either names a whole model: transformers' own, or a diffusers pipeline's.
-_DESCRIPTIONS = ("config.json", "model_index.json")
-
 
 def find_weights(model: str, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Weights:
     """State of a model's files. model: as in a deployment; builtin: directory of each builtin: name."""
@@ -23,8 +20,8 @@ def find_weights(model: str, builtin: Mapping[str, Path], environ: Mapping[str, 
     snapshot = _snapshot(cache)
     if snapshot is None:
         return "partial" if any(cache.glob("blobs/*")) else "absent"
-    state = _state(snapshot)
-    return "partial" if state == "present" and any(cache.glob("blobs/*.incomplete")) else state
+    # Not a sign of anything: *.incomplete. The client leaves one behind whenever it is killed, and never takes it up again.
+    return _state(snapshot)
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:
@@ -49,18 +46,41 @@ def _snapshot(cache: Path) -> Path | None:
 def _state(folder: Path) -> Weights:
     if not folder.is_dir():
         return "absent"
-    if not any((folder / name).exists() for name in _DESCRIPTIONS):
-        return "partial"
-    if not any(path.exists() for path in folder.rglob("*.safetensors")):
-        return "partial"
-    missing = (name for index in folder.rglob("*.safetensors.index.json") for name in _shards(index) if not (index.parent / name).exists())
-    return "partial" if any(missing) else "present"
+    if (folder / "model_index.json").exists():
+        parts = _components(folder / "model_index.json")
+        whole = bool(parts) and all(_is_whole_component(folder / part) for part in parts)
+    else:
+        whole = (folder / "config.json").exists() and _has_weights(folder)
+    return "present" if whole else "partial"
+
+
+def _is_whole_component(folder: Path) -> bool:
+    """A part of a pipeline; only models (with a config.json) have weights, tokenizers and schedulers have none."""
+    return _has_weights(folder) if (folder / "config.json").exists() else folder.is_dir() and any(folder.iterdir())
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether there are weights, and every shard that an index names."""
+    if not any(path.exists() for path in folder.glob("*.safetensors")):
+        return False
+    return all((folder / name).exists() for index in folder.glob("*.safetensors.index.json") for name in _shards(index))
+
+
+def _components(index: Path) -> list[str]:
+    """Folders that a pipeline's index names; none if it cannot be read. An entry without a class is an optional part left out."""
+    entries = _read_object(index)
+    return [name for name, value in entries.items() if isinstance(value, list) and len(value) == 2 and all(value)]
 
 
 def _shards(index: Path) -> set[str]:
     """Files that an index of shards names; none if it cannot be read."""
-    try:
-        weight_map = json.loads(index.read_bytes()).get("weight_map", {})
-    except (OSError, ValueError, AttributeError):
-        return set()
+    weight_map = _read_object(index).get("weight_map")
     return {name for name in weight_map.values() if isinstance(name, str)} if isinstance(weight_map, dict) else set()
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

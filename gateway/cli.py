@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     download = actions.add_parser(
         "download",
         help="fetch the weights of a model",
-        description="Fetch the weights of a model's local deployments into the Hub's cache. Started again, it goes on where it stopped.",
+        description="Fetch the weights of a model's local deployments into the Hub's cache. Started again, it fetches what is missing.",
     )
     download.add_argument("name", metavar="NAME", help="public model name, as `tandem models` lists it")
     _add_options(download, "config", inherited=True)

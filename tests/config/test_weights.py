@@ -30,7 +30,6 @@ def cached(home: Path, *names: str, revision: str = "abc") -> Path:
     ("names", "state"),
     [
         (["config.json", "model.safetensors"], "present"),
-        (["model_index.json", "unet/diffusion_pytorch_model.safetensors"], "present"),
         (["config.json"], "partial"),
         (["model.safetensors"], "partial"),
         (["config.json", "pytorch_model.bin"], "partial"),
@@ -54,10 +53,34 @@ def test_a_shard_is_missing(tmp_path: Path) -> None:
     assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "present"
 
 
-def test_a_download_that_stopped(tmp_path: Path) -> None:
+PIPELINE = {"_class_name": "P", "unet": ["diffusers", "U"], "tokenizer": ["transformers", "T"], "safety_checker": [None, None]}
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        (["unet/config.json", "unet/model.safetensors", "tokenizer/vocab.json"], "present"),
+        (["unet/config.json", "tokenizer/vocab.json"], "partial"),
+        (["unet/config.json", "unet/model.safetensors"], "partial"),
+        ([], "partial"),
+    ],
+)
+def test_a_pipeline_is_whole_when_all_its_parts_are(tmp_path: Path, names: list[str], state: str) -> None:
+    put(tmp_path, "model_index.json", *names)
+    (tmp_path / "model_index.json").write_text(json.dumps(PIPELINE))
+    assert find_weights(str(tmp_path), {}, {}) == state
+
+
+def test_a_pipeline_whose_index_cannot_be_read(tmp_path: Path) -> None:
+    put(tmp_path, "unet/config.json", "unet/model.safetensors")
+    (tmp_path / "model_index.json").write_text("[")
+    assert find_weights(str(tmp_path), {}, {}) == "partial"
+
+
+def test_what_a_killed_download_left_behind_does_not_count(tmp_path: Path) -> None:
     cache = cached(tmp_path, "config.json", "model.safetensors")
     put(cache, "blobs/2.incomplete")
-    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "partial"
+    assert find_weights("owner/name", {}, {"HOME": str(tmp_path)}) == "present"
 
 
 def test_a_revision_that_is_not_there(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self, cut: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.cut = cut
-        self.gets: list[tuple[str, str | None]] = []
+        self.gets: list[str] = []
 
     @property
     def url(self) -> str:
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         if given:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if with_body:
-            self.server.gets.append((name, given))
+            self.server.gets.append(name)
         self._send(206 if given else 200, data[start:], headers, with_body)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str], with_body: bool) -> None:
