@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from config.presets import image_preset
+
 Modality: TypeAlias = Literal["text", "image"]
 LocalKind: TypeAlias = Literal["vllm", "transformers", "diffusers"]
 
@@ -118,14 +120,16 @@ class ModelSpec(_Spec):
     context_length: int | None = Field(default=None, ge=1)
     """Tokens of prompt and answer together. Default null: unknown."""
     image: ImageSpec | None = None
-    """Limits and defaults, only for kind: image. Default: those of ImageSpec."""
+    """Limits and defaults, only for kind: image. Default: the model's own where config.presets knows it, else those of ImageSpec."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_image(cls, data: object) -> object:
-        if isinstance(data, Mapping) and data.get("kind") == "image" and data.get("image") is None:
-            return {**data, "image": {}}
-        return data
+        if not isinstance(data, Mapping) or data.get("kind") != "image":
+            return data
+        image = data.get("image")
+        given = {} if image is None else image
+        return {**data, "image": {**image_preset(_first_model(data)), **given}} if isinstance(given, Mapping) else data
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
@@ -139,6 +143,14 @@ class ModelSpec(_Spec):
         if self.thinking and self.reasoning is False:
             raise ValueError("thinking: true needs a model that can reason, this one says reasoning: false")
         return self
+
+
+def _first_model(data: Mapping[str, object]) -> str:
+    """Upstream's id in the first deployment of a model that is not validated yet; empty if there is none."""
+    deployments = data.get("deployments")
+    first = deployments[0] if isinstance(deployments, list) and deployments else None
+    model = first.get("model") if isinstance(first, Mapping) else None
+    return model if isinstance(model, str) else ""
 
 
 def _check_base_url(value: str) -> str:
