@@ -164,13 +164,15 @@ def load(folder: Path, device: str, dtype: str, report: Report) -> ChatEngine:
 def _network(folder: Path, config: Any, dtype: torch.dtype, device: torch.device, report: Report) -> Any:
     kind = AutoModelForImageTextToText if config.model_type in VISION_MODEL_TYPES else AutoModelForCausalLM
 
-    def counted(factory: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-        items = list(args[0])
+    def counted(items: Sequence[Any]) -> Iterator[Any]:
         for index, item in enumerate(items):
             report("reading weights", 0.9 * index / len(items))
             yield item
 
-    previous = transformers_logging.set_tqdm_hook(counted)
+    def progress_bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return counted(list(args[0])) if args else factory(**{**kwargs, "disable": True})
+
+    previous = transformers_logging.set_tqdm_hook(progress_bar)
     try:
         network, info = kind.from_pretrained(
             folder,

@@ -26,11 +26,12 @@ from local_models.workers.serving import (
     arguments,
     build_app,
     event_stream,
+    give_up,
     in_thread,
-    load_failed,
     quiet_environment,
     read_json,
     serve,
+    settle_memory,
     trim_memory,
     while_connected,
     worker_key,
@@ -54,9 +55,7 @@ class ChatWorker:
         self._engine: ChatEngine | None = None
         self._prompts: PromptBuilder | None = None
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prompt")
-        self.jobs = JobThread(
-            self._load, max_queue=max_queue, on_load_failure=load_failed, after_job=trim_memory, translate=self._translate
-        )
+        self.jobs = JobThread(self._load, max_queue=max_queue, give_up=give_up, after_job=trim_memory, translate=self._translate)
 
     def routes(self) -> list[Route]:
         return [Route("/v1/models", self.models), Route("/v1/chat/completions", self.chat_completions, methods=["POST"])]
@@ -103,16 +102,13 @@ class ChatWorker:
         engine = chat_engine.load(folder, self._device, self._dtype, report)
         self._prompts = PromptBuilder(engine.tokenizer, engine.images, context_length=engine.context_length, model_name=self._name)
         self._engine = engine
-        trim_memory()
+        settle_memory()
         self.health.ready()
 
     def _translate(self, error: Exception) -> ApiError | None:
-        from local_models.workers.torch_device import empty_cache, out_of_memory
+        from local_models.workers.torch_device import answer_to
 
-        refused = out_of_memory(error, "send a shorter prompt or a smaller max_tokens")
-        if refused is not None:
-            empty_cache()
-        return refused
+        return answer_to(error, "send a shorter prompt or a smaller max_tokens")
 
 
 def main() -> None:

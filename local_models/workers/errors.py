@@ -38,6 +38,10 @@ class LoadError(Exception):
     """The checkpoint cannot be served; the message is the one line that the process leaves behind."""
 
 
+class EngineBroken(Exception):
+    """The device failed in a way that only a new process gets over; the message is the line it leaves behind."""
+
+
 class Cancelled(Exception):
     """Nobody waits for this job any more. Raised inside the engine thread only."""
 

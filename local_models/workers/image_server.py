@@ -26,10 +26,11 @@ from local_models.workers.serving import (
     arguments,
     build_app,
     event_stream,
-    load_failed,
+    give_up,
     quiet_environment,
     read_json,
     serve,
+    settle_memory,
     sse,
     trim_memory,
     worker_key,
@@ -49,9 +50,7 @@ class ImageWorker:
         self._model, self._device, self._dtype = model, device, dtype
         self._name = served_model_name
         self._engine: ImageEngine | None = None
-        self.jobs = JobThread(
-            self._load, max_queue=max_queue, on_load_failure=load_failed, after_job=self._clean_up, translate=self._translate
-        )
+        self.jobs = JobThread(self._load, max_queue=max_queue, give_up=give_up, after_job=self._clean_up, translate=self._translate)
 
     def routes(self) -> list[Route]:
         return [Route("/v1/images/generations", self.generations, methods=["POST"])]
@@ -78,7 +77,7 @@ class ImageWorker:
             self.health.advance(stage, IMPORTING + (1 - IMPORTING) * done)
 
         self._engine = image_engine.load(folder, self._device, self._dtype, report)
-        trim_memory()
+        settle_memory()
         self.health.ready()
 
     def _clean_up(self) -> None:
@@ -88,9 +87,9 @@ class ImageWorker:
         empty_cache()
 
     def _translate(self, error: Exception) -> ApiError | None:
-        from local_models.workers.torch_device import out_of_memory
+        from local_models.workers.torch_device import answer_to
 
-        return out_of_memory(error, "ask for a smaller size")
+        return answer_to(error, "ask for a smaller size")
 
 
 async def _frames(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from local_models.workers.errors import ApiError, Cancelled, internal_error
+from local_models.workers.errors import ApiError, Cancelled, EngineBroken, internal_error
 
 IDLE_S = 10.0
 IDLE = object()
@@ -76,7 +76,8 @@ class JobThread:
     """Runs `load` once, then one job at a time.
 
     `max_queue` bounds the jobs that wait behind the running one. `translate` turns an exception of the engine into an
-    ApiError, so that one bad job never ends the worker.
+    ApiError, so that one bad job never ends the worker; it raises EngineBroken where no later job could succeed.
+    `give_up` gets what stops the load or breaks the engine, and ends the process.
     """
 
     def __init__(
@@ -84,13 +85,13 @@ class JobThread:
         load: Callable[[], None],
         *,
         max_queue: int,
-        on_load_failure: Callable[[BaseException], None],
+        give_up: Callable[[Exception], None],
         after_job: Callable[[], None],
         translate: Callable[[Exception], ApiError | None],
     ) -> None:
         self._load = load
         self._max_queue = max_queue
-        self._on_load_failure = on_load_failure
+        self._give_up = give_up
         self._after_job = after_job
         self._translate = translate
         self._waiting: deque[Job] = deque()
@@ -144,7 +145,7 @@ class JobThread:
         try:
             self._load()
         except Exception as error:  # noqa: BLE001 - whatever stops the load ends the process with one line
-            self._on_load_failure(error)
+            self._give_up(error)
             return
         while (job := self._next_job()) is not None:
             self._run_job(job)
@@ -168,9 +169,16 @@ class JobThread:
         except Cancelled:
             pass
         except Exception as failure:  # noqa: BLE001 - the worker outlives any one job
-            error = self._translate(failure) or internal_error(f"The engine failed: {type(failure).__name__}: {failure}")
+            error = self._answer_to(failure)
         job.emit(_End(error))
         self._after_job()
+
+    def _answer_to(self, failure: Exception) -> ApiError:
+        try:
+            return self._translate(failure) or internal_error(f"The engine failed: {type(failure).__name__}: {failure}")
+        except EngineBroken as broken:
+            self._give_up(broken)
+            return internal_error(str(broken))
 
 
 def shutting_down() -> ApiError:

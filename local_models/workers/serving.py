@@ -31,13 +31,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from local_models.workers.errors import ApiError, LoadError, internal_error
+from local_models.workers.errors import ApiError, EngineBroken, LoadError, internal_error
 from local_models.workers.jobs import Job, JobThread
 
 HOST = "127.0.0.1"
 KEY_VARIABLE = "TANDEM_WORKER_KEY"
 MAX_BODY_BYTES = 32 * 1024 * 1024
 SHUTDOWN_S = 1
+KEEP_CONNECTIONS_S = 75  # idle ones; the gateway keeps its own for less
 KEEP_ALIVE = b": keep-alive\n\n"
 
 T = TypeVar("T")
@@ -252,7 +253,14 @@ def serve(app: Starlette, jobs: JobThread, port: int) -> NoReturn:
         fail(f"cannot listen on {HOST}:{port}: {error.strerror}; choose a free port")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn re-raises a captured signal at its end: nothing is left to do then
-    config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=SHUTDOWN_S)
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_CONNECTIONS_S,
+    )
     server = _Server(config, jobs)
     jobs.start()
     server.run(sockets=[listener])
@@ -267,8 +275,13 @@ def fail(reason: str) -> NoReturn:
     os._exit(1)
 
 
-def load_failed(error: BaseException) -> NoReturn:
-    fail(str(error) if isinstance(error, LoadError) else f"loading failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+def give_up(error: Exception) -> NoReturn:
+    """What the engine thread does when it can never serve, or no longer."""
+    fail(str(error) if isinstance(error, LoadError | EngineBroken) else f"loading failed: {type(error).__name__}: {one_line(error)}")
+
+
+def one_line(error: Exception, limit: int = 500) -> str:
+    return " ".join(str(error).split())[:limit]
 
 
 def worker_key() -> str:
@@ -289,6 +302,12 @@ def quiet_environment() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = "error"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
+
+
+def settle_memory() -> None:
+    """After loading: what is there stays, so later collections need not walk through it (100 ms each time)."""
+    trim_memory()
+    gc.freeze()
 
 
 def trim_memory() -> None:

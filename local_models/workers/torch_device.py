@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from local_models.workers.errors import ApiError, LoadError
+from local_models.workers.errors import ApiError, EngineBroken, LoadError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # On a CPU float32 is the fastest format that every machine has; past this size its doubled memory costs more than it gains.
@@ -24,8 +24,7 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each of them for a missing device
-        reason = str(error).strip().partition("\n")[0]
-        raise LoadError(f"device {wanted!r} cannot be used ({reason}); set device to cpu or auto") from error
+        raise LoadError(f"device {wanted!r} cannot be used ({_first_line(error)}); set device to cpu or auto") from error
     return device
 
 
@@ -50,6 +49,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def answer_to(error: Exception, advice: str) -> ApiError | None:
+    """What a client reads about an exception of torch's; None where it says nothing special.
+
+    Raises EngineBroken after a device error, such as CUDA's illegal address: it poisons the process for good.
+    """
+    if (refused := out_of_memory(error, advice)) is not None:
+        empty_cache()
+        return refused
+    if isinstance(error, torch.AcceleratorError):
+        raise EngineBroken(f"the device failed: {_first_line(error)}; the worker has to start again") from error
+    return None
+
+
 def out_of_memory(error: Exception, advice: str) -> ApiError | None:
     """The error as a client reads it if it is one of torch's out-of-memory errors, else None.
 
@@ -63,6 +75,10 @@ def out_of_memory(error: Exception, advice: str) -> ApiError | None:
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     amount = f"another {asked[1]}" if asked else "this request"
     return ApiError(f"The model's device has no memory for {amount}; {advice}.", status=503, type="server_error", code="out_of_memory")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def empty_cache() -> None:

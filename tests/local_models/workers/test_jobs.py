@@ -9,20 +9,29 @@ from typing import Any
 
 import pytest
 
-from local_models.workers.errors import ApiError
+from local_models.workers.errors import ApiError, EngineBroken
 from local_models.workers.jobs import IDLE, Job, JobThread
 
 Start = Callable[..., JobThread]
 
 
+def translate(error: Exception) -> ApiError | None:
+    if isinstance(error, SystemError):
+        raise EngineBroken("the device is gone")
+    return None
+
+
 @pytest.fixture
-def start() -> Iterator[Start]:
+def given_up() -> list[Exception]:
+    return []
+
+
+@pytest.fixture
+def start(given_up: list[Exception]) -> Iterator[Start]:
     threads: list[JobThread] = []
 
     def started(max_queue: int = 8, after_job: Callable[[], None] = lambda: None) -> JobThread:
-        jobs = JobThread(
-            lambda: None, max_queue=max_queue, on_load_failure=lambda error: None, after_job=after_job, translate=lambda error: None
-        )
+        jobs = JobThread(lambda: None, max_queue=max_queue, give_up=given_up.append, after_job=after_job, translate=translate)
         jobs.start()
         threads.append(jobs)
         return jobs
@@ -62,6 +71,15 @@ async def test_one_failure_does_not_end_the_thread(start: Start) -> None:
     with pytest.raises(ApiError, match="The engine failed: KeyError"):
         await collect(jobs.submit(fails))
     assert await collect(jobs.submit(lambda job: job.emit("fine"))) == ["fine"]
+
+
+async def test_a_broken_engine_gives_up(start: Start, given_up: list[Exception]) -> None:
+    def breaks(job: Job) -> None:
+        raise SystemError
+
+    with pytest.raises(ApiError, match="the device is gone"):
+        await collect(start().submit(breaks))
+    assert [str(error) for error in given_up] == ["the device is gone"]
 
 
 async def test_a_job_cancelled_while_it_waits_never_runs(start: Start) -> None:
