@@ -113,12 +113,12 @@ class Meter:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._moves = stream.isatty()
+        self.moves = stream.isatty()
         self._shown = -1
 
     def show(self, fraction: float, label: str) -> None:
         percent = int(min(1.0, fraction) * 100)
-        if self._moves:
+        if self.moves:
             filled = percent * 30 // 100
             self._stream.write(f"\r\033[K  [{'#' * filled}{'.' * (30 - filled)}] {percent:3d} %  {label}"[:100])
             self._stream.flush()
@@ -129,8 +129,14 @@ class Meter:
             return
         self._shown = percent
 
+    def end_line(self) -> None:
+        """Leave the bar as it is, for somebody else to write below it."""
+        if self.moves:
+            self._stream.write("\n")
+            self._stream.flush()
+
     def say(self, text: str) -> None:
-        self._stream.write(f"\r\033[Ktandem: {text}\n" if self._moves else f"tandem: {text}\n")
+        self._stream.write(f"\r\033[Ktandem: {text}\n" if self.moves else f"tandem: {text}\n")
         self._stream.flush()
 
 
@@ -176,12 +182,19 @@ class Installer:
         uv = shutil.which("uv")
         if uv is not None:
             self._meter.show(start, "installing with uv")
-            command = [uv, "pip", "install", "--quiet", "--python", str(self._python), *uv_arguments]
-            if self._run(command, check=False) == 0:
+            if self._uv([uv, "pip", "install", "--python", str(self._python), *uv_arguments]) == 0:
                 self._meter.show(end, "installed with uv")
                 return
             self._meter.say("uv could not install this part, trying pip")
         self._pip(["--progress-bar", "raw", *pip_arguments], total, start, end)
+
+    def _uv(self, command: list[str]) -> int:
+        """Exit status. uv draws its own progress, so on a terminal it gets the terminal."""
+        if not self._meter.moves:
+            return self._run([*command, "--quiet"], check=False)
+        self._log.write(f"$ {' '.join(command)}\n")
+        self._meter.end_line()
+        return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), pass_fds=[self._lock_fd], check=False).returncode
 
     def _pip(self, arguments: list[str], total: int, start: float, end: float) -> None:
         command = [str(self._python), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--no-compile"]
@@ -191,13 +204,12 @@ class Installer:
         """Exit status of a command whose output moves the bar from start to end. Raises InstallError if it fails and check is set."""
         self._log.write(f"$ {' '.join(command)}\n")
         output: list[str] = []
-        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET")}
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=_environment(),
             pass_fds=[self._lock_fd],
         )
         try:
@@ -221,6 +233,13 @@ class Installer:
 
     def _count_installed(self) -> int:
         return sum(1 for _ in self._venv.glob("lib/python*/site-packages/*.dist-info/RECORD"))
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would lead the installers elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET")}
+    # One setting of uv by its older and its newer name: the certificates of this machine, as pip uses them.
+    return {"UV_NATIVE_TLS": "true", "UV_SYSTEM_CERTS": "true", **kept}
 
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[str]:
