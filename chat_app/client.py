@@ -102,7 +102,7 @@ def failure_of(error: BaseException, request_id: str | None = None) -> Failure:
         case openai.APITimeoutError():
             return Failure("The gateway took too long to answer.", "timeout")
         case openai.APIConnectionError():
-            return Failure("The connection to the gateway is gone. Is it running?", "connection_error", request_id)
+            return Failure("The gateway cannot be reached, or hung up. Is it running?", "connection_error", request_id)
         case openai.APIStatusError():
             return Failure(_server_message(error), error.code, error.request_id, error.status_code)
         case openai.APIError():

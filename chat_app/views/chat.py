@@ -30,7 +30,7 @@ card = settle_model(listing, chat)
 with st.sidebar:
     draw_sidebar(app, chat)
 
-draw_outage(listing)
+draw_outage(app, listing)
 with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", key="header"):
     if card is not None:
         draw_picker(listing.cards, card)

@@ -6,15 +6,16 @@ import datetime
 
 import streamlit as st
 
-from chat_app.application import Listing
+from chat_app.application import Application, Listing
 from chat_app.blocks import plain
 from chat_app.catalog import ModelCard, ModelKind
 from chat_app.views.composer import Draft
 from chat_app.views.picker import first_of
 
+RETRY_S = 4.0
 EXAMPLES: list[tuple[ModelKind, str, str]] = [
     ("chat", ":material/forum:", "What can you do?"),
-    ("chat", ":material/swap_horiz:", "How do I use another model?"),
+    ("chat", ":material/swap_horiz:", "How do I use a larger model?"),
     ("image", ":material/palette:", "a red circle on a blue background"),
     ("image", ":material/brush:", "a yellow star on a green background"),
 ]
@@ -34,12 +35,24 @@ def draw_start(listing: Listing, card: ModelCard | None) -> tuple[ModelCard, Dra
     return picked
 
 
-def draw_outage(listing: Listing) -> None:
-    """A banner when the gateway does not answer. A click on Retry draws the page again, which asks again."""
+def draw_outage(app: Application, listing: Listing) -> None:
+    """A banner while the gateway does not list its models. It goes away by itself when the gateway is back."""
     if listing.failure is None:
         return
+    failure = listing.failure
+    trouble = "does not answer" if failure.status is None else "does not list its models"
     seen = f" It answered last at {datetime.datetime.fromtimestamp(listing.seen_at):%H:%M:%S}." if listing.seen_at else ""
-    facts = f" (status {listing.failure.status}, code `{listing.failure.code}`)" if listing.failure.status else ""
-    with st.container(horizontal=True, vertical_alignment="center", key="outage"):
-        st.error(f"**The gateway does not list its models.** {plain(listing.failure.message)}{facts}{seen}", icon=":material/cloud_off:")
+    facts = f" (status {failure.status}, code `{failure.code}`)" if failure.status else ""
+    with st.container(key="outage"):
+        st.error(
+            f"**The gateway at {plain(app.gateway.base_url)} {trouble}.** {plain(failure.message)}{facts}{seen}",
+            icon=":material/cloud_off:",
+        )
         st.button("Try again", icon=":material/refresh:", key="ask-again")
+        _wait_for_gateway(app)
+
+
+@st.fragment(run_every=RETRY_S)
+def _wait_for_gateway(app: Application) -> None:
+    if app.listing().failure is None:
+        st.rerun()

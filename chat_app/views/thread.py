@@ -55,6 +55,8 @@ def draw_message(app: Application, message: Message, card: ModelCard | None, *, 
             draw_reasoning(message.id, message.reasoning, thought_label(message))
         if message.text:
             st.markdown(presentable(message.text), anchors=False)
+        elif message.reasoning and message.finish_reason == "length":
+            st.markdown("*All tokens went into thinking. Turn **Thinking** off, or ask for less.*")
         draw_pictures(app, message, MIN_SIDE)
         if message.failure is not None:
             draw_failure(message.failure)

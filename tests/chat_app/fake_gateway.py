@@ -146,7 +146,8 @@ class FakeGateway:
                 await asyncio.sleep(0.05)
         yield chunk({"role": "assistant", "content": ""})
         if "think" in prompt:
-            for word in ("Let ", "me ", "see. "):
+            for word in (POEM * 2).split() if "slow" in prompt else ("Let", "me", "see."):
+                word = f"{word} "
                 yield chunk({"reasoning": word, "reasoning_content": word})
                 await asyncio.sleep(self.pace_s)
         for word in _words(prompt):

@@ -241,9 +241,20 @@ def test_a_gateway_that_is_away_is_a_banner_and_the_history_stays(app: Applicati
     settled(app, page, chat)
     gateway.__exit__(None, None, None)
     shown(page)
-    assert "The gateway does not list its models" in page.error[0].value
+    assert "does not answer" in page.error[0].value
+    assert str(gateway.port) in page.error[0].value
     assert "Try again" in labels(page)
     assert "You said: hello." in texts(page)
+    with FakeGateway(port=gateway.port):
+        shown(page)
+        assert not page.error
+
+
+def test_a_key_the_gateway_does_not_know_is_a_banner_with_its_words(app: Application, page: AppTest, gateway: FakeGateway) -> None:
+    gateway.api_key = "another"
+    shown(page)
+    assert "this API key is not known" in page.error[0].value
+    assert "401" in page.error[0].value
 
 
 def test_a_long_chat_shows_its_last_messages_first(app: Application, page: AppTest) -> None:

@@ -28,13 +28,14 @@ class Stage:
     app_url: str
     short_question: str
     long_question: str  # its answer takes some seconds at least
+    question_to_think_about: str
     picture: str = "a red circle on a blue background"
 
 
 @contextmanager
 def scripted_stage(folder: Path) -> Iterator[Stage]:
     with FakeGateway(pace_s=0.1) as gateway, running_app(gateway.base_url, gateway.api_key, folder) as app_url:
-        yield Stage(app_url, "hello", "slow", "a slow red circle on a blue background")
+        yield Stage(app_url, "hello", "slow", "think", "a slow red circle on a blue background")
 
 
 @contextmanager

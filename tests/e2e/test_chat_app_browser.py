@@ -117,6 +117,16 @@ def test_a_message_is_answered(page: Page, stage: Stage) -> None:
     expect(answer(page)).to_contain_text("tokens")
 
 
+def test_the_reasoning_is_folded_away_and_can_be_read(page: Page, stage: Stage) -> None:
+    send(page, stage.question_to_think_about)
+    expect(button(page, "Regenerate")).to_be_visible()
+    thoughts = answer(page).get_by_role("group").first
+    expect(thoughts).to_contain_text(re.compile("Thought for"))
+    expect(thoughts).not_to_have_attribute("open", "")
+    answer(page).get_by_text(re.compile("Thought for")).click()
+    expect(thoughts).to_have_attribute("open", "")
+
+
 def test_an_answer_streams_and_stops_on_request_with_its_text_kept(page: Page, stage: Stage) -> None:
     send(page, stage.long_question)
     seen = wait_for_stream(page)
