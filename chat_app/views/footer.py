@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chat_app.blocks import plain
-from chat_app.records import Message, Picture, State
+from chat_app.records import ImageRequest, Message, Picture, State
 
 
 def thought_label(message: Message) -> str:
@@ -36,12 +36,20 @@ def tokens_per_second(message: Message) -> float | None:
     return (message.usage.completion_tokens - 1) / generating_s if generating_s > 0 else None
 
 
-def picture_line(picture: Picture, message: Message) -> str:
+def picture_line(picture: Picture) -> str:
     parts = [f"seed {picture.seed}"] if picture.seed is not None else []
-    parts += [f"{picture.width}×{picture.height}", plain(message.model)]
+    parts.append(f"{picture.width}×{picture.height}")
     parts += [_seconds(picture.duration_s)] if picture.duration_s is not None else []
-    prompt = plain(message.request.prompt) if message.request else ""
-    return " · ".join(parts) + (f"  \n{prompt}" if prompt else "")
+    return " · ".join(parts)
+
+
+def request_line(request: ImageRequest) -> str:
+    """What the pictures were made from, beside what their own lines say."""
+    parts = [plain(request.model)]
+    parts += [f"{request.num_inference_steps} steps"] if request.num_inference_steps is not None else []
+    parts += [f"guidance {request.guidance_scale:g}"] if request.guidance_scale is not None else []
+    parts += [f"without {plain(request.negative_prompt)}"] if request.negative_prompt else []
+    return f"{plain(request.prompt)}  \n{' · '.join(parts)}"
 
 
 def _seconds(seconds: float) -> str:

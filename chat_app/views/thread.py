@@ -13,7 +13,7 @@ from chat_app.catalog import ModelCard
 from chat_app.records import Failure, Message, Picture, State
 from chat_app.runs import AlreadyRunning, Run
 from chat_app.store import INTERRUPTED
-from chat_app.views.footer import answer_line, picture_line, thought_label
+from chat_app.views.footer import answer_line, picture_line, request_line, thought_label
 
 USER = ":material/person:"
 ASSISTANT = ":material/bolt:"
@@ -58,6 +58,8 @@ def draw_message(app: Application, message: Message, card: ModelCard | None, *, 
         elif message.reasoning and message.finish_reason == "length":
             st.markdown("*All tokens went into thinking. Turn **Thinking** off, or ask for less.*")
         draw_pictures(app, message, MIN_SIDE)
+        if message.pictures and message.request is not None:
+            st.caption(request_line(message.request))
         if message.failure is not None:
             draw_failure(message.failure)
         if message.kind == "text" or message.state is State.STOPPED:
@@ -123,7 +125,7 @@ def draw_pictures(app: Application, message: Message, min_side: int) -> None:
             if not path.exists():
                 st.caption("This picture's file is gone from the data directory.")
                 continue
-            caption = picture_line(picture, message) if message.role == "assistant" else None
+            caption = picture_line(picture) if message.role == "assistant" else None
             alt = message.request.prompt if message.request else "Attached picture"
             st.image(path, width=min(MAX_SIDE, max(min_side, picture.width)), caption=caption, alt=alt)
 
