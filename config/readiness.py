@@ -150,7 +150,10 @@ def _missing_gpu(settings: Settings, deployment: Deployment, facts: Facts) -> li
 def _missing_vllm(name: str, spec: VllmUpstream) -> Missing:
     if spec.python is not None:
         return Missing(f"no vLLM at {spec.python}", f"{spec.python} -m pip install vllm, or correct 'python' of '{name}'")
-    remedy = f"python3 -m venv ~/vllm && ~/vllm/bin/pip install vllm, then set 'python: ~/vllm/bin/python' for '{name}'"
+    remedy = (
+        "python3 -m venv ~/vllm && ~/vllm/bin/pip install vllm, then export PATH=$PATH:~/vllm/bin"
+        f" or set 'python: ~/vllm/bin/python' for '{name}'"
+    )
     return Missing("vLLM is not installed", remedy)
 
 
