@@ -24,6 +24,9 @@ from config.schema import (
 from local_models.launch import EngineSpec
 from local_models.runtime import Runtime
 
+# An engine of ours may have a queue before it and take long over a token or a step; whether it lives is `Runtime`'s business.
+LOCAL = Timeouts(first_token_s=1800.0, idle_s=600.0)
+
 
 def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     """Every engine that the configuration can start, by engine id."""
@@ -42,7 +45,7 @@ def chat_upstream(settings: Settings, model: ModelSpec, deployment: Deployment, 
     spec = settings.upstreams[deployment.upstream]
     if not isinstance(spec, OpenAIUpstream | OpenRouterUpstream):
         thinking = True if model.thinking is None and model.reasoning else model.thinking
-        return LocalChat(runtime, deployment.engine_id, Timeouts(), thinking)
+        return LocalChat(runtime, deployment.engine_id, LOCAL, thinking)
     timeouts = Timeouts(spec.connect_timeout_s, spec.first_token_timeout_s, spec.idle_timeout_s, spec.total_timeout_s)
     key = spec.api_key.get_secret_value() if spec.api_key else None
     headers = spec.headers if isinstance(spec, OpenAIUpstream) else openrouter.headers(spec.referer, spec.title)
@@ -53,7 +56,7 @@ def chat_upstream(settings: Settings, model: ModelSpec, deployment: Deployment, 
 
 
 def image_upstream(deployment: Deployment, runtime: Runtime) -> ImageUpstream:
-    return LocalImages(runtime, deployment.engine_id, Timeouts())
+    return LocalImages(runtime, deployment.engine_id, LOCAL)
 
 
 def _engine_spec(model: ModelSpec, deployment: Deployment, upstream: VllmUpstream | TransformersUpstream | DiffusersUpstream) -> EngineSpec:

@@ -21,8 +21,8 @@ def rewrite(body: bytes, fields: Mapping[str, Any], model: str, changed: Mapping
     body: a JSON object that parses to `fields` and has a `model`.
     """
     touches_given = any(name in fields for name in changed)
-    # `"model"` exactly once: it is the top-level key, for a parsed body has one and anything else would be a second.
-    if touches_given or body.count(b'"model"') != 1:
+    # `"model"` exactly once and no escaped letters: it is the top-level key, for there is one, and anything else would be a second.
+    if touches_given or body.count(b'"model"') != 1 or b"\\u00" in body:
         merged = {**fields, "model": model, **changed}
         return orjson.dumps({name: value for name, value in merged.items() if not (value is None and name in changed)})
     if fields["model"] != model:

@@ -25,26 +25,46 @@ class FrameTooLong(Exception):
 class Frames:
     """Cuts a byte stream at frame ends: `feed` returns the complete part, the rest waits for the next read."""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("_end", "_parts", "_size")
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._parts: list[bytes] = []  # the beginning of a frame; joined once, when its end has come
+        self._size = 0
+        self._end = b""  # the last bytes of it: a blank line may lie across two reads
 
     def feed(self, data: bytes) -> bytes:
-        if self._tail:
-            data = self._tail + data
+        if self._parts:
+            if not _has_end(self._end + data):
+                self._keep(data)
+                return b""
+            data = b"".join((*self._parts, data))
+            self._parts.clear()
+            self._size = 0
+        if data.endswith(b"\n\n"):
+            return data
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
         if end < 3:  # neither was found (-1 + 2, -1 + 3)
             end = 0
-        self._tail = data[end:]
-        if len(self._tail) > MAX_FRAME_BYTES:
-            raise FrameTooLong
-        return data[:end] if self._tail else data
+        if end < len(data):
+            self._end = b""
+            self._keep(data[end:])
+        return data[:end]
 
     @property
     def tail(self) -> bytes:
         """What came after the last blank line."""
-        return self._tail
+        return b"".join(self._parts)
+
+    def _keep(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        self._end = (self._end + data)[-2:]
+        if self._size > MAX_FRAME_BYTES:
+            raise FrameTooLong
+
+
+def _has_end(data: bytes) -> bool:
+    return b"\n\n" in data or b"\n\r\n" in data
 
 
 def split(frames: bytes) -> list[bytes]:

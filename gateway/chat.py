@@ -63,28 +63,26 @@ class ChatCompletions:
 
 async def _stream(route: Route[ChatUpstream], call: ChatCall, client: ClientStream) -> None:
     async def attempt(target: Target[ChatUpstream]) -> None:
-        if not client.started:
-            client.headers = [*headers, (UPSTREAM_HEADER, target.deployment.upstream.encode())]
+        client.answer_headers = [(UPSTREAM_HEADER, target.deployment.upstream.encode())]
         await target.upstream.stream(call, client)
 
-    headers = client.headers
     try:
         try:
             await _first_that_answers(route, attempt, lambda: client.began)
             await client.finish()
         except asyncio.CancelledError:  # the gateway stops; or the client has left, and this goes nowhere
-            await _fail(client, shutting_down(), headers)
+            await _fail(client, shutting_down())
         except Exception as error:  # noqa: BLE001 - every failure becomes one error of ours
-            await _fail(client, _explain(error, call.request_id), headers)
+            await _fail(client, _explain(error, call.request_id))
     finally:
         client.close()
 
 
-async def _fail(client: ClientStream, failure: GatewayError, headers: RawHeaders) -> None:
+async def _fail(client: ClientStream, failure: GatewayError) -> None:
     if client.started:
         await client.finish(failure)
     else:
-        await send_error(client.send, failure, headers)
+        await send_error(client.send, failure, client.headers)
 
 
 async def _complete(route: Route[ChatUpstream], call: ChatCall, send: Send, headers: RawHeaders) -> None:

@@ -29,12 +29,16 @@ STREAM_HEADERS: RawHeaders = [
 
 
 class ClientStream:
-    """An adapters.base.Client over ASGI `send`. headers: sent with the answer's; may be added to until `started`."""
+    """An adapters.base.Client over ASGI `send`.
+
+    headers: sent in any case. answer_headers: what is known of the answer; sent only if content comes before the hold is over.
+    """
 
     def __init__(self, send: Send, headers: RawHeaders) -> None:
         self.started = False  # the response's status and headers are out
         self.began = False  # content is out: nobody else may answer any more
         self.headers = headers
+        self.answer_headers: RawHeaders = []
         self.send = send
         self._loop = asyncio.get_running_loop()
         self._blocked: Stepped | None = None  # a send that waits for the client
@@ -47,7 +51,7 @@ class ClientStream:
     def write(self, frames: bytes, source: Source) -> None:
         self.began = True
         self._due = self._loop.time() + HEARTBEAT_S
-        self._put(frames)
+        self._put(frames, self.answer_headers)
         if self._blocked is not None:
             self._paused = source
             source.pause()
@@ -74,10 +78,10 @@ class ClientStream:
             self._blocked.close()
             self._blocked = None
 
-    def _put(self, frames: bytes) -> None:
+    def _put(self, frames: bytes, more: RawHeaders | None = None) -> None:
         if not self.started:
             self.started = True
-            self._forward({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS + self.headers})
+            self._forward({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS + self.headers + (more or [])})
         self._forward({"type": "http.response.body", "body": frames, "more_body": True})
 
     def _forward(self, message: Message) -> None:

@@ -17,6 +17,7 @@ from adapters.rewrite import rewrite
         ('  {"messages":[{"content":"the \\"model\\" is"}], "model" : "public", "x": 1.50}', {}),
         ('{"model":"public","messages":[{"content":"a","model":"public"}]}', {}),
         ('{"mod\\u0065l":"public","messages":[]}', {}),
+        ('{"mod\\u0065l":"public","messages":[{"model":"public"}]}', {}),
         ('{"model":"pub\\u006cic","messages":[]}', {"reasoning": {"enabled": False}}),
         ('{"model":"public","reasoning_effort":"none","top_k":5}', {"reasoning_effort": None, "reasoning": {"enabled": False}}),
     ],

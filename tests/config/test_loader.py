@@ -250,8 +250,12 @@ class TestMerging:
         assert set(settings.upstreams) == {"demo", "demo-images"}
 
     def test_an_upstream_that_states_its_kind_replaces_the_one_below(self) -> None:
-        settings = load("gpu", write("upstreams:\n  vllm: {kind: openai, base_url: http://gpu-box:8000/v1}\n"), {})
+        settings = load("gpu", write("upstreams:\n  vllm: {kind: openai, base_url: http://gpu:8000/v1, thinking: reasoning}\n"), {})
         assert settings.upstreams["vllm"].kind == "openai"
+
+    def test_a_model_s_thinking_needs_an_upstream_that_says_how_it_spells_it(self) -> None:
+        with pytest.raises(ConfigError, match="sets thinking, but 'vllm' does not say how it spells it; set its thinking to chat_template"):
+            load("gpu", write("upstreams:\n  vllm: {kind: openai, base_url: http://gpu:8000/v1}\n"), {})
 
     def test_the_environment_goes_over_the_file(self) -> None:
         environ = {"TANDEM_HOST": "0.0.0.0", "TANDEM_PORT": "1", "TANDEM_CHAT_PORT": "2", "TANDEM_MAX_BODY_BYTES": "4096"}
