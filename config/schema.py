@@ -390,7 +390,8 @@ def _deployment_problem(config: ConfigFile, model: ModelSpec, deployment: Deploy
         return f"image model '{model.name}' needs an upstream of kind: diffusers, '{deployment.upstream}' is kind: {upstream.kind}"
     if model.thinking is not None and isinstance(upstream, OpenAIUpstream) and upstream.thinking == "as_given":
         spellings = "chat_template_kwargs (vLLM), reasoning (OpenRouter) or reasoning_effort (OpenAI)"
-        return f"model '{model.name}' sets thinking, but '{deployment.upstream}' does not say how it spells it; set its thinking to {spellings}"
+        problem = f"model '{model.name}' sets thinking, but '{deployment.upstream}' does not say how it spells it"
+        return f"{problem}; set its thinking to {spellings}"
     if deployment.model.startswith(BUILTIN_PREFIX) and upstream.kind not in ("transformers", "diffusers"):
         return f"'{deployment.model}' comes with Tandem's own workers (transformers, diffusers), not with kind: {upstream.kind}"
     return None
