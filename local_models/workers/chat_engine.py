@@ -44,14 +44,21 @@ class Prefilled:
 
 
 class QwenImageEncoder:
-    """Pictures to patches for the vision tower, with the image processor that needs no torchvision."""
+    """Pictures to patches for the vision tower, with the image processor that needs no torchvision.
 
-    def __init__(self, processor: Any, image_token_id: int) -> None:
+    max_tokens: of all images of a prompt together; larger ones are scaled down further than the checkpoint asks for, so
+    that a photo leaves room for the words.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, max_tokens: int) -> None:
         self._processor = processor
+        self._max_tokens = max_tokens
         self.image_token_id = image_token_id
 
     def encode(self, images: Sequence[Image.Image]) -> EncodedImages:
-        encoded = self._processor(images=list(images), return_tensors="pt")
+        pixels_per_token = (self._processor.patch_size * self._processor.merge_size) ** 2
+        size = pixel_bounds(self._processor.size, self._max_tokens // len(images) * pixels_per_token)
+        encoded = self._processor(images=list(images), size=size, return_tensors="pt")
         grids = encoded["image_grid_thw"]
         counts = [int(grid.prod()) // self._processor.merge_size**2 for grid in grids]
         return EncodedImages(encoded["pixel_values"], grids, counts)
@@ -193,7 +200,14 @@ def _network(folder: Path, config: Any, dtype: torch.dtype, device: torch.device
 def _image_encoder(folder: Path, config: Any) -> QwenImageEncoder | None:
     if config.model_type not in VISION_MODEL_TYPES:
         return None
-    return QwenImageEncoder(Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True), config.image_token_id)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return QwenImageEncoder(processor, config.image_token_id, config.get_text_config().max_position_embeddings // 2)
+
+
+def pixel_bounds(size: Mapping[str, int], most: int) -> dict[str, int]:
+    """The image processor's bounds (in pixels, whatever their names say), with at most `most` pixels."""
+    longest = min(size["longest_edge"], most)
+    return {"shortest_edge": min(size["shortest_edge"], longest), "longest_edge": longest}
 
 
 def sampling_params(values: Mapping[str, float | int]) -> SamplingParams:

@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -26,7 +27,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -206,7 +207,13 @@ def build_app(routes: list[Route], *, key: str, health: Health, figures: Callabl
     return Starlette(
         routes=[Route("/health", health_route), *routes],
         middleware=[Middleware(Gate, key=key, health=health)],
-        exception_handlers={ApiError: _on_api_error, ClientGone: _on_client_gone, HTTPException: _on_http_error, Exception: _on_bug},
+        exception_handlers={
+            ApiError: _on_api_error,
+            ClientGone: _on_client_gone,
+            ClientDisconnect: _on_client_gone,
+            HTTPException: _on_http_error,
+            Exception: _on_bug,
+        },
     )
 
 
@@ -218,7 +225,8 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
-    return error_response(ApiError(message, status=error.status_code, code="not_found", headers=error.headers))
+    code = HTTPStatus(error.status_code).name.lower()
+    return error_response(ApiError(message, status=error.status_code, code=code, headers=error.headers))
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:
@@ -252,7 +260,7 @@ def serve(app: Starlette, jobs: JobThread, port: int) -> NoReturn:
     except OSError as error:
         fail(f"cannot listen on {HOST}:{port}: {error.strerror}; choose a free port")
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn re-raises a captured signal at its end: nothing is left to do then
+        signal.signal(number, lambda *_: os._exit(0))  # before uvicorn has its own handlers, and when it raises the signal again at its end
     config = uvicorn.Config(
         app,
         log_level="error",

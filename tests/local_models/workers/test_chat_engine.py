@@ -60,3 +60,11 @@ def test_an_image_becomes_as_many_tokens_as_its_patches(engine: ChatEngine) -> N
     assert engine.images is not None
     encoded = engine.images.encode([Image.new("RGB", (96, 64)), Image.new("RGB", (1000, 1000))])
     assert encoded.token_counts == [6, 16]
+
+
+def test_images_leave_half_the_context_to_the_words(engine: ChatEngine) -> None:
+    from local_models.workers.chat_engine import QwenImageEncoder
+
+    assert engine.images is not None
+    narrow = QwenImageEncoder(engine.images._processor, engine.images.image_token_id, max_tokens=20)
+    assert sum(narrow.encode([Image.new("RGB", (500, 500))] * 2).token_counts) <= 20

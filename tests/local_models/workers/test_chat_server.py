@@ -217,7 +217,7 @@ def test_max_tokens_ends_where_the_context_does(chat: RunningWorker) -> None:
 
 
 def test_bodies_that_are_not_json_objects_are_refused(chat: RunningWorker) -> None:
-    for body in (b"{", b"[]", b"\xff"):
+    for body in (b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}'):
         response = chat.client.post("/v1/chat/completions", content=body)
         assert response.status_code == 400
         assert error_of(response)["code"] == "invalid_json"
