@@ -5,8 +5,9 @@ from __future__ import annotations
 from config.hardware import Gpu
 
 KEY_VARIABLE = "OPENROUTER_API_KEY"
-# Qwen3.5-9B in bf16 wants 22 GB (vLLM's recipe for it). Cards sold as 24 GB report 23.5 to 24 GiB.
-GPU_BYTES = 22 * 10**9
+# Profile gpu gives vLLM 0.6 of the card: Qwen3.5-9B in bf16 wants 22 GB (vLLM's recipe for it), FLUX.2-klein up to 13 GB of the rest.
+# The smallest cards on which both fit are sold as 40 GB.
+GPU_BYTES = 40 * 10**9
 
 
 def choose_profile(gpu: Gpu | None, engine_installed: bool, has_key: bool) -> tuple[str, str]:
@@ -17,7 +18,7 @@ def choose_profile(gpu: Gpu | None, engine_installed: bool, has_key: bool) -> tu
     if gpu is None:
         lack = "no NVIDIA GPU found"
     elif not fits:
-        lack = f"the GPU ({gpu}) has less than the {GPU_BYTES / 10**9:.0f} GB that profile gpu needs"
+        lack = f"the GPU ({gpu}) has less than the {GPU_BYTES / 10**9:.0f} GB of profile gpu"
     else:
         lack = f"this machine has {gpu}, but vLLM is not installed"
     if has_key:
