@@ -23,15 +23,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import UpstreamError
-from config.schema import DiffusersUpstream, Settings
+from config.schema import Settings
 from gateway import chat, image_request, images
 from gateway.auth import KeyRing
 from gateway.body import read_body
 from gateway.chat import ChatCompletions
 from gateway.departure import Departure
 from gateway.errors import GatewayError, from_validation, no_route, to_gateway_error
-from gateway.jobs import ImageJob, JobQueue
-from gateway.models import model_list, model_object
+from gateway.jobs import ImageJob, JobQueue, image_queues
+from gateway.models import ModelList
 from gateway.respond import send_error
 from gateway.routing import Router
 from local_models.errors import EngineError
@@ -92,8 +92,9 @@ def _naming_request(send: Send, request_id: str) -> Send:
 def _control_plane(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router) -> ASGIApp:
     app = FastAPI(title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.include_router(_health(settings, runtime))
-    app.include_router(_model_routes(settings, runtime, keys))
-    app.include_router(_image_routes(settings, runtime, keys, router))
+    queues = image_queues(settings)
+    app.include_router(_model_routes(ModelList(settings, runtime, queues, int(time.time())), keys))
+    app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
     for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _show_error)
     return app
@@ -142,38 +143,27 @@ def _require_key(keys: KeyRing) -> Any:
     return Depends(require_key)
 
 
-def _model_routes(settings: Settings, runtime: Runtime, keys: KeyRing) -> APIRouter:
+def _model_routes(models: ModelList, keys: KeyRing) -> APIRouter:
     routes = APIRouter(prefix="/v1", dependencies=[_require_key(keys)])
-    created = int(time.time())
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
-        return model_list(settings, runtime, created)
+        return models.all()
 
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
-        model = settings.model(name)
-        if model is None:
-            known = ", ".join(f"'{model.name}'" for model in settings.models)
-            raise GatewayError(404, f"the model '{name}' does not exist; models here: {known}", "model_not_found", param="model")
-        return model_object(model, settings, runtime, created)
+        return models.one(name)
 
     return routes
 
 
-def _image_routes(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router) -> APIRouter:
+def _image_routes(max_body_bytes: int, runtime: Runtime, keys: KeyRing, router: Router, queues: dict[str, JobQueue]) -> APIRouter:
     routes = APIRouter(prefix="/v1/images", dependencies=[_require_key(keys)])
-    queues = {
-        deployment.engine_id: JobQueue(upstream.max_queue)
-        for model in settings.models
-        for deployment in model.deployments
-        if isinstance(upstream := settings.upstreams[deployment.upstream], DiffusersUpstream)
-    }
 
     @routes.post("/generations")
     async def generate_images(request: Request) -> Response:
         try:
-            body = await read_body(request.scope, request.receive, settings.server.max_body_bytes)
+            body = await read_body(request.scope, request.receive, max_body_bytes)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
         asked = image_request.parse(body)

@@ -69,6 +69,8 @@ class EngineState:
     progress: float | None = None
     stage: str | None = None
     reason: str | None = None
+    jobs: Mapping[str, int] | None = None
+    """Of the running image job: step, steps; and how many are waiting."""
 
 
 def engine_states(body: object) -> dict[str, EngineState]:
@@ -79,7 +81,8 @@ def engine_states(body: object) -> dict[str, EngineState]:
         for deployment in model["tandem"]["deployments"]:
             if deployment["local"]:
                 label = f"{model['id']} on {deployment['upstream']}"
-                found[label] = EngineState(deployment["state"], deployment["progress"], deployment["stage"], deployment["reason"])
+                known = ("state", "progress", "stage", "reason", "jobs")
+                found[label] = EngineState(**{name: deployment[name] for name in known})
     return found
 
 
@@ -101,11 +104,14 @@ def news(before: Mapping[str, EngineState], now: Mapping[str, EngineState]) -> l
     return lines
 
 
-def loading(now: Mapping[str, EngineState]) -> str | None:
-    """What is loading and how far it is, for a line that is drawn again and again; None when nothing is."""
+def work(now: Mapping[str, EngineState]) -> str | None:
+    """What is loading or drawing and how far it is, for a line that is drawn again and again; None when nothing is."""
     parts = []
     for label, engine in now.items():
         if engine.state == "starting":
             percent = "" if engine.progress is None else f" {engine.progress:.0%}"
             parts.append(f"{label}: loading{percent}{f' ({engine.stage})' if engine.stage else ''}")
+        elif engine.jobs is not None:
+            waiting = f", {engine.jobs['waiting']} waiting" if engine.jobs["waiting"] else ""
+            parts.append(f"{label}: drawing, step {engine.jobs['step']} of {engine.jobs['steps']}{waiting}")
     return "; ".join(parts) or None

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from config.schema import DiffusersUpstream, Settings
 from gateway.errors import queue_full
 
 State = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
@@ -38,6 +39,15 @@ class ImageJob:
         self.moved.set()
 
 
+@dataclass(frozen=True, slots=True)
+class JobsStatus:
+    """For people, out of date as soon as it is made. step and steps: of all the pictures of the running job together."""
+
+    step: int
+    steps: int
+    waiting: int
+
+
 class JobQueue:
     """The jobs of one engine. limit: how many may wait."""
 
@@ -46,8 +56,12 @@ class JobQueue:
         self._jobs: deque[ImageJob] = deque()  # the first one has the engine
         self._typical_s = FIRST_GUESS_S
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def status(self) -> JobsStatus | None:
+        """How far the running job is, and how many wait; None where there is no job."""
+        if not self._jobs:
+            return None
+        running = self._jobs[0]
+        return JobsStatus(running.step, running.request["n"] * running.request["num_inference_steps"], len(self._jobs) - 1)
 
     @asynccontextmanager
     async def place(self, job: ImageJob) -> AsyncIterator[None]:
@@ -72,3 +86,13 @@ class JobQueue:
             yield job.position
             job.moved.clear()
             await job.moved.wait()
+
+
+def image_queues(settings: Settings) -> dict[str, JobQueue]:
+    """A queue for each image engine, by engine id."""
+    return {
+        deployment.engine_id: JobQueue(upstream.max_queue)
+        for model in settings.models
+        for deployment in model.deployments
+        if isinstance(upstream := settings.upstreams[deployment.upstream], DiffusersUpstream)
+    }

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from config.schema import LOCAL_KINDS, Deployment, ModelSpec, Settings
+from gateway.errors import GatewayError
+from gateway.jobs import JobQueue
 from local_models.runtime import Runtime
 
 
-def model_list(settings: Settings, runtime: Runtime, created: int) -> dict[str, Any]:
-    return {"object": "list", "data": [model_object(model, settings, runtime, created) for model in settings.models]}
+class ModelList:
+    """The models of one configuration and what is known of them now. created: seconds since 1970, when the gateway started."""
 
+    def __init__(self, settings: Settings, runtime: Runtime, queues: Mapping[str, JobQueue], created: int) -> None:
+        self._settings, self._runtime, self._queues, self._created = settings, runtime, queues, created
 
-def model_object(model: ModelSpec, settings: Settings, runtime: Runtime, created: int) -> dict[str, Any]:
-    """created: seconds since 1970; when this configuration was loaded."""
-    more = {
-        "kind": model.kind,
-        "description": model.description,
-        "demo": model.demo,
-        "input_modalities": model.input_modalities,
-        "tools": model.tools,
-        "reasoning": model.reasoning,
-        "context_length": model.context_length,
-        "deployments": [_deployment(deployment, settings, runtime) for deployment in model.deployments],
-        "image": model.image.model_dump() if model.image else None,
-    }
-    return {"id": model.name, "object": "model", "created": created, "owned_by": "tandem", "tandem": more}
+    def all(self) -> dict[str, Any]:
+        return {"object": "list", "data": [self._object(model) for model in self._settings.models]}
 
+    def one(self, name: str) -> dict[str, Any]:
+        """Raises GatewayError (404)."""
+        model = self._settings.model(name)
+        if model is None:
+            known = ", ".join(f"'{model.name}'" for model in self._settings.models)
+            raise GatewayError(404, f"the model '{name}' does not exist; models here: {known}", "model_not_found", param="model")
+        return self._object(model)
 
-def _deployment(deployment: Deployment, settings: Settings, runtime: Runtime) -> dict[str, Any]:
-    upstream = settings.upstreams[deployment.upstream]
-    local = upstream.kind in LOCAL_KINDS
-    known = {"upstream": deployment.upstream, "kind": upstream.kind, "model": deployment.model, "local": local}
-    problem = settings.key_problem(deployment.upstream)
-    if problem is not None:
-        return known | {"state": "unavailable", "progress": None, "stage": None, "reason": problem}
-    if not local:
-        return known | {"state": "hosted", "progress": None, "stage": None, "reason": None}
-    status = runtime.status(deployment.engine_id)
-    return known | {"state": status.state, "progress": status.progress, "stage": status.stage, "reason": status.reason}
+    def _object(self, model: ModelSpec) -> dict[str, Any]:
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "tandem",
+            "tandem": self._more(model),
+        }
+
+    def _more(self, model: ModelSpec) -> dict[str, Any]:
+        return {
+            "kind": model.kind,
+            "description": model.description,
+            "demo": model.demo,
+            "input_modalities": model.input_modalities,
+            "tools": model.tools,
+            "reasoning": model.reasoning,
+            "context_length": model.context_length,
+            "deployments": [self._deployment(deployment) for deployment in model.deployments],
+            "image": model.image.model_dump() if model.image else None,
+        }
+
+    def _deployment(self, deployment: Deployment) -> dict[str, Any]:
+        upstream = self._settings.upstreams[deployment.upstream]
+        local = upstream.kind in LOCAL_KINDS
+        state: dict[str, Any] = {"state": "hosted", "progress": None, "stage": None, "reason": None, "jobs": None}
+        problem = self._settings.key_problem(deployment.upstream)
+        if problem is not None:
+            state |= {"state": "unavailable", "reason": problem}
+        elif local:
+            status = self._runtime.status(deployment.engine_id)
+            queue = self._queues.get(deployment.engine_id)
+            jobs = queue.status() if queue else None
+            state |= {"state": status.state, "progress": status.progress, "stage": status.stage, "reason": status.reason}
+            state["jobs"] = asdict(jobs) if jobs else None
+        return {"upstream": deployment.upstream, "kind": upstream.kind, "model": deployment.model, "local": local, **state}

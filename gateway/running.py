@@ -225,7 +225,7 @@ async def _report(plan: _Plan, process: Process | None, answers: asyncio.Event) 
             now = banner.engine_states(await _ask_models(plan))
             for line in banner.news(before, now):
                 plan.terminal.say(line)
-            plan.terminal.busy(banner.loading(now))
+            plan.terminal.busy(banner.work(now))
             before = now
         await asyncio.sleep(WATCH_INTERVAL_S)
 

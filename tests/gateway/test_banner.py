@@ -52,7 +52,7 @@ def test_an_open_chat_app_is_pointed_out(host: str, warned: bool) -> None:
 
 
 def model(state: str, progress: float | None = None, stage: str | None = None, reason: str | None = None) -> dict[str, Any]:
-    local = {"upstream": "u", "local": True, "state": state, "progress": progress, "stage": stage, "reason": reason}
+    local = {"upstream": "u", "local": True, "state": state, "progress": progress, "stage": stage, "reason": reason, "jobs": None}
     hosted = {**local, "upstream": "h", "local": False, "state": "hosted"}
     return {"data": [{"id": "m", "tandem": {"deployments": [local, hosted]}}]}
 
@@ -60,7 +60,7 @@ def model(state: str, progress: float | None = None, stage: str | None = None, r
 def test_the_engines_are_read_from_the_list_of_models() -> None:
     states = banner.engine_states(model("starting", 0.4, "reading weights"))
     assert states == {"m on u": EngineState("starting", 0.4, "reading weights")}
-    assert banner.loading(states) == "m on u: loading 40% (reading weights)"
+    assert banner.work(states) == "m on u: loading 40% (reading weights)"
     assert banner.engine_states({"error": {"message": "no"}}) == {}
 
 
@@ -79,6 +79,13 @@ def test_a_change_of_state_is_one_line(before: str, now: EngineState, lines: lis
     assert banner.news({"m on u": EngineState(before)}, {"m on u": now}) == lines
 
 
+def test_pictures_in_the_making_are_shown() -> None:
+    drawing = EngineState("ready", jobs={"step": 3, "steps": 8, "waiting": 0})
+    assert banner.work({"m on u": drawing}) == "m on u: drawing, step 3 of 8"
+    waiting = EngineState("ready", jobs={"step": 3, "steps": 8, "waiting": 2})
+    assert banner.work({"m on u": waiting}) == "m on u: drawing, step 3 of 8, 2 waiting"
+
+
 def test_engines_that_never_ran_are_no_news() -> None:
     assert banner.news({}, {"m on u": EngineState("stopped")}) == []
-    assert banner.loading({"m on u": EngineState("stopped")}) is None
+    assert banner.work({"m on u": EngineState("stopped")}) is None

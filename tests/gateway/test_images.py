@@ -143,6 +143,10 @@ async def test_jobs_run_one_at_a_time_in_order_and_know_their_place() -> None:
                 ("image_generation.queued", 1),
                 ("image_generation.queued", 2),
             ]
+            async with live.sdk() as client:
+                extra = (await client.models.retrieve("draw")).model_extra
+                assert extra is not None
+                assert extra["tandem"]["deployments"][0]["jobs"] == {"step": 1, "steps": 8, "waiting": 2}
             tasks[1].cancel()  # the one in the middle leaves: the last one moves up
             await until(lambda: len(seen[2]) == 2)
             assert seen[2][1]["position"] == 1
