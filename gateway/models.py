@@ -46,6 +46,7 @@ class ModelList:
             "input_modalities": model.input_modalities,
             "tools": model.tools,
             "reasoning": model.reasoning,
+            "thinking": model.thinking if model.thinking is not None else model.reasoning,  # what it does where a client does not say
             "context_length": model.context_length,
             "deployments": [self._deployment(deployment) for deployment in model.deployments],
             "image": model.image.model_dump() if model.image else None,
