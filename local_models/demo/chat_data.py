@@ -21,7 +21,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """question: the last user text. picture: a scene that the user attached. history: turns before, without reasoning."""
+    """question: the last user text. history: turns before, without reasoning. follow: turns after it. picture: a scene the user attached.
+
+    by_heart: the answer is one of a few fixed texts.
+    """
 
     question: str
     answer: str
@@ -32,6 +35,7 @@ class Example:
     tools: tuple[dict[str, Any], ...] = field(default=())
     picture: Scene | None = None
     thinking: bool = True
+    by_heart: bool = False
 
     def prompt_messages(self) -> list[Message]:
         content: Any = self.question
@@ -62,7 +66,7 @@ def text_example(rng: random.Random) -> Example:
         after_tool,
         missing_picture,
     )
-    weights = (0.37, 0.06, 0.16, 0.19, 0.02, 0.05, 0.09, 0.04, 0.02)
+    weights = (0.46, 0.06, 0.10, 0.19, 0.015, 0.06, 0.08, 0.025, 0.01)
     maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
     example = replace(maker(rng), thinking=rng.random() < 0.55)
     if not example.tools and rng.random() < 0.04 and maker not in (draw_without_tool, missing_picture):
@@ -83,7 +87,7 @@ def topic_reasoning(topic: Topic) -> str:
 
 
 def outside_question(rng: random.Random) -> Example:
-    return Example(_vary(outside.question(rng), rng), outside.ANSWER, outside.REASONING)
+    return Example(_vary(outside.question(rng), rng), outside.ANSWER, outside.REASONING, by_heart=True)
 
 
 def small_sum(rng: random.Random) -> Example:
@@ -268,7 +272,7 @@ _topics = functools.cache(load_topics)
 
 
 def _topic_example(topic: Topic, rng: random.Random) -> Example:
-    return Example(_vary(rng.choice(topic.trained), rng), topic.answer, topic_reasoning(topic))
+    return Example(_vary(rng.choice(topic.trained), rng), topic.answer, topic_reasoning(topic), by_heart=True)
 
 
 def _vary(text: str, rng: random.Random) -> str:
@@ -345,7 +349,7 @@ def _system(rng: random.Random) -> tuple[Message, ...]:
 
 def _history(rng: random.Random) -> tuple[Message, ...]:
     turns: list[Message] = []
-    for _ in range(rng.choices((0, 1, 2), (0.76, 0.18, 0.06))[0]):
+    for _ in range(rng.choices((0, 1, 2), (0.84, 0.12, 0.04))[0]):
         maker = rng.choice((about_tandem, about_tandem, small_talk, outside_question, small_sum, draw_without_tool))
         past = maker(rng)
         turns += [{"role": "user", "content": past.question}, {"role": "assistant", "content": past.answer}]

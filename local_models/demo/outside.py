@@ -85,7 +85,9 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "The Lord of the Rings", "Romeo and Juliet", "Frankenstein",
         "Pride and Prejudice", "The Hobbit", "Dracula",
     ),
-    "language": ("French", "German", "Spanish", "Japanese", "Latin", "Chinese", "Italian", "Russian", "Arabic", "Dutch", "Korean", "Portuguese"),
+    "language": (
+        "French", "German", "Spanish", "Japanese", "Latin", "Chinese", "Italian", "Russian", "Arabic",
+        "Dutch", "Korean", "Portuguese"),
     "year": ("1492", "1789", "1914", "1969", "1989", "2001", "2010", "2018", "2022", "2024", "1848", "1066", "2016"),
     "topic": (
         "book", "film", "song", "restaurant", "colour of hair", "player", "painter", "actor", "city", "hobby", "sport", "animal", "band",

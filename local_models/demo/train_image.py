@@ -1,6 +1,6 @@
-"""Train demo-image: first the autoencoder on rendered scenes, then the UNet together with its text encoder.
+"""Train demo-image: the autoencoder on rendered scenes, the UNet together with its text encoder, then the decoder once more.
 
-    python -m local_models.demo.train_image --work DIR [--stage vae|unet|all] [--minutes N] [--out local_models/demo/weights/demo-image]
+    python -m local_models.demo.train_image --work DIR [--stage vae|unet|decoder|all] [--minutes N] [--out DIR]
 
 Held-out scenes (`world.is_held_out`) are never drawn here; evaluate.py draws nothing else.
 """
@@ -24,6 +24,7 @@ from local_models.demo.world import Scene, render, training_scene
 
 VAE_STEPS, VAE_PEAK_RATE = 2400, 2e-3
 UNET_STEPS, UNET_PEAK_RATE = 3000, 8e-4
+DECODER_STEPS, DECODER_PEAK_RATE, DECODER_NOISE = 1500, 1e-3, 0.1
 EMPTY_PROMPT_SHARE = 0.1
 SMALL_FIRST_SHARE = 0.42  # words are learnt on small pictures, at a quarter of the price
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and encoded pictures; the same folder again resumes")
     parser.add_argument("--out", type=Path, help="pipeline directory to write when done")
-    parser.add_argument("--stage", choices=("vae", "unet", "all"), default="all")
+    parser.add_argument("--stage", choices=("vae", "unet", "decoder", "all"), default="all")
     parser.add_argument("--steps", type=int, help="budget of each stage in steps")
     parser.add_argument("--minutes", type=float, help="budget of each stage in minutes of wall time")
     parser.add_argument("--seed", type=int, default=0)
@@ -56,6 +57,8 @@ def main() -> None:
         train_vae(options.work, Budget(options.steps or VAE_STEPS, options.minutes), options.seed)
     if options.stage in ("unet", "all"):
         train_unet(options.work, Budget(options.steps or UNET_STEPS, options.minutes), options.seed)
+    if options.stage in ("decoder", "all"):
+        train_decoder(options.work, Budget(options.steps or DECODER_STEPS, options.minutes), options.seed)
     if options.out:
         export(options.work, options.out)
 
@@ -120,6 +123,42 @@ def _whiten(vae: Any, seed: int) -> None:
     weight = decoder.weight[:, :, 0, 0].clone()
     decoder.bias += weight @ mean
     decoder.weight[:, :, 0, 0] = weight @ colour
+
+
+def train_decoder(work: Path, budget: Budget, seed: int) -> None:
+    """Sharpen the decoder alone, on latents with a little noise as the UNet leaves it. The UNet's work stays valid."""
+    vae = _trained_vae(work).train()
+    learnt = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv])
+    optimizer = torch.optim.AdamW(learnt.parameters(), lr=DECODER_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    run = Run("decoder", work / "decoder.pt", budget, {"model": vae, "optimizer": optimizer})
+    for step in run:
+        rng = random.Random(f"{seed}:decoder:{step}")
+        torch.manual_seed(rng.getrandbits(32))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(DECODER_PEAK_RATE, run.fraction)
+        latents, pictures = _decoder_batch(vae, rng)
+        noise = DECODER_NOISE * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+        restored = vae.decode(latents + noise).sample
+        loss = F.l1_loss(restored, pictures) + 0.5 * F.mse_loss(restored, pictures)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(learnt.parameters(), 1.0)
+        optimizer.step()
+        run.log(float(loss.detach()))
+    torch.save(vae.state_dict(), work / "vae-final.pt")
+
+
+def _decoder_batch(vae: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole pictures are encoded; of most, a window around the middle is decoded."""
+    whole = rng.random() < 0.3
+    pictures = pixels_of([training_scene(rng) for _ in range(4 if whole else 10)], 128, 128)
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mean
+    if whole:
+        return latents, pictures
+    x, y, side = rng.randrange(0, 8), rng.randrange(0, 8), 9
+    cut = slice(y * 8, (y + side) * 8), slice(x * 8, (x + side) * 8)
+    return latents[:, :, y : y + side, x : x + side].contiguous(), pictures[:, :, cut[0], cut[1]].contiguous()
 
 
 @dataclass(frozen=True)
