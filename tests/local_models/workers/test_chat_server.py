@@ -263,7 +263,7 @@ def test_a_client_that_leaves_stops_the_generation(chat: RunningWorker, streamin
         with pytest.raises(httpx.ReadTimeout):
             chat.client.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.2))
     stopped = chat.wait_for(running=0)["tokens_generated"]
-    assert stopped - before < 1900
+    assert stopped - before < (150 if streaming else 600)  # the impatient client waits 0.2 s
     assert chat.health()["tokens_generated"] == stopped
     assert ask(chat).status_code == 200
 
