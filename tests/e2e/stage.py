@@ -1,7 +1,7 @@
-"""Where the browser journeys play: an app in front of a scripted gateway, and what to say to get which behaviour.
+"""Where the browser journeys play, and what to say there to get which behaviour.
 
-A real `tandem up` can take its place: a Stage needs the address of the app and words that make that gateway's
-model answer briefly and at length.
+Two stages: the app in front of a scripted gateway, and the whole of Tandem as a user starts it. In the latter pictures come from
+demo-image; answers come through the gateway from a scripted server, because a journey needs answers as slow as it likes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chat_app.fake_gateway import FakeGateway
+from tests.e2e.tandem import running
 
 ROOT = Path(__file__).parents[2]
+
+
+WHOLE = """\
+models:
+  - name: storyteller
+    kind: chat
+    input_modalities: [text, image]
+    reasoning: true
+    deployments: [{{upstream: stories, model: demo}}]
+  - name: demo-image
+    kind: image
+    demo: true
+    image: {{default_size: 128x128, size_multiple: 32, min_side: 64, max_side: 256, num_inference_steps: 8, max_num_inference_steps: 50}}
+    deployments: [{{upstream: pictures, model: "builtin:demo-image"}}]
+upstreams:
+  stories: {{kind: openai, base_url: "{url}", api_key: "{key}", thinking: chat_template_kwargs}}
+  pictures: {{kind: diffusers}}
+"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,15 @@ class Stage:
 def scripted_stage(folder: Path) -> Iterator[Stage]:
     with FakeGateway(pace_s=0.1) as gateway, running_app(gateway.base_url, gateway.api_key, folder) as app_url:
         yield Stage(app_url, "hello", "slow", "think", "a slow red circle on a blue background")
+
+
+@contextmanager
+def tandem_stage(folder: Path) -> Iterator[Stage]:
+    config = folder / "tandem.yaml"
+    with FakeGateway(pace_s=0.1) as upstream:
+        config.write_text(WHOLE.format(url=upstream.base_url, key=upstream.api_key))
+        with running(folder, "up", "--chat-port", "0", "--config", str(config)) as tandem:
+            yield Stage(tandem.address("chat app"), "hello", "slow", "think")
 
 
 @contextmanager

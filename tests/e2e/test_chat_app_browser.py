@@ -1,7 +1,4 @@
-"""The chat app in a real browser: Debian's Chromium, driven by Playwright.
-
-The journeys only rely on what every gateway does, so they can be pointed at a real one: add a Stage to `stage`.
-"""
+"""The chat app in a real browser: Debian's Chromium, driven by Playwright, on each stage."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from tests.e2e.stage import Stage, scripted_stage
+from tests.e2e.stage import Stage, scripted_stage, tandem_stage
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright  # after the check above
@@ -33,16 +30,16 @@ ARGUMENTS = [
 PATIENCE_MS = 60_000  # the machine may be busy; a journey that goes well never waits that long
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with scripted_stage(tmp_path_factory.mktemp("app")) as scripted:
-        yield scripted
+@pytest.fixture(scope="module", params=[scripted_stage, tandem_stage], ids=["scripted", "tandem"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH: apt-get install chromium")
+    with request.param(tmp_path_factory.mktemp("app")) as built:
+        yield built
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the PATH: apt-get install chromium")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield launched
@@ -76,6 +73,7 @@ def line(page: Page) -> Locator:
 
 def send(page: Page, text: str) -> None:
     line(page).fill(text)
+    expect(button(page, "Send message")).to_be_enabled()  # not before an attachment has been uploaded
     line(page).press("Enter")
     expect(page.get_by_role("group", name="Chat message from user").last).to_contain_text(text)
     page.wait_for_url(re.compile(r"\?chat=\w+"))
