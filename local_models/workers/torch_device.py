@@ -10,6 +10,12 @@ import torch
 from local_models.workers.errors import ApiError, EngineBroken, LoadError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OUT_OF_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 # On a CPU float32 is the fastest format that every machine has; past this size its doubled memory costs more than it gains.
 FLOAT32_CPU_BYTES = 1_500_000_000
 # Below this a second thread costs a chat model more in hand-overs than it computes: 115 tokens/s with one, 59 with two.
@@ -65,10 +71,11 @@ def answer_to(error: Exception, advice: str) -> ApiError | None:
 def out_of_memory(error: Exception, advice: str) -> ApiError | None:
     """The error as a client reads it if it is one of torch's out-of-memory errors, else None.
 
-    On the CPU torch has no class for it, only a RuntimeError that names its allocator.
+    On the CPU torch has no class for it, only a RuntimeError that names its allocator, or what oneDNN says when an
+    allocation of its own fails (seen under a limit on the address space).
     """
     is_one = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in str(error) or "MPS backend out of memory" in str(error))
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
     )
     if not is_one:
         return None

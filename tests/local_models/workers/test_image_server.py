@@ -125,7 +125,7 @@ def test_the_worker_outlives_a_job_too_large_for_its_memory(image: RunningWorker
     # before the first step the error is the answer, after it the stream's last event
     error = (response.json() if response.status_code == 503 else [*events(response)][-1])["error"]
     assert error["code"] == "out_of_memory"
-    assert error["message"].startswith("The model's device has no memory for another ")
+    assert error["message"].startswith("The model's device has no memory for ")
     assert error["message"].endswith("ask for a smaller size.")
     assert images(draw(image))
 

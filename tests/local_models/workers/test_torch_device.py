@@ -37,6 +37,7 @@ def test_number_formats(wanted: str, device: torch.device, checkpoint: torch.dty
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has…"), "another 2.50 GiB"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 37748736 bytes."), "another 37748736 bytes"),
+        (RuntimeError("could not create a primitive"), "this request"),
         (MemoryError(), "this request"),
     ],
 )
