@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+UNREACHABLE, DISCONNECTED = "upstream_unreachable", "upstream_disconnected"
 MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
 # Headers of an error that a client's back-off depends on (openai-python reads the first three).
 BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry")
@@ -47,11 +48,11 @@ class UpstreamError(Exception):
 
 
 def unreachable(upstream: str, where: str, reason: str) -> UpstreamError:
-    return UpstreamError(502, f"upstream '{upstream}' cannot be reached at {where}: {reason}", "upstream_unreachable")
+    return UpstreamError(502, f"upstream '{upstream}' cannot be reached at {where}: {reason}", UNREACHABLE)
 
 
 def disconnected(upstream: str, when: str) -> UpstreamError:
-    return UpstreamError(502, f"upstream '{upstream}' closed the connection {when}", "upstream_disconnected")
+    return UpstreamError(502, f"upstream '{upstream}' closed the connection {when}", DISCONNECTED)
 
 
 def timed_out(upstream: str, what: str, limit_s: float) -> UpstreamError:

@@ -6,13 +6,14 @@ The lease is held for exactly as long as the request: it starts the engine where
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import orjson
 
 from adapters.base import ChatCall, Client, Timeouts
 from adapters.endpoint import Endpoint
+from adapters.errors import DISCONNECTED, UNREACHABLE, UpstreamError
 from adapters.openai_compatible import PATH as CHAT_PATH
 from adapters.rewrite import rewrite
 from adapters.thinking import changes
@@ -21,22 +22,38 @@ from local_models.runtime import Lease, Runtime
 IMAGES_PATH = "/images/generations"
 
 
+# A broken connection may be the first sign of a crash. Its error waits this long for the second one, so that whoever asks next
+# gets an engine that is started anew and not the dead one.
+NOTICE_S = 0.25
+
+
 class _Engine:
     """The endpoint of one engine; a new one each time the engine has started anew, at another port and with another key."""
 
     def __init__(self, runtime: Runtime, engine_id: str, timeouts: Timeouts) -> None:
-        self.runtime, self.engine_id = runtime, engine_id
+        self._runtime, self._engine_id = runtime, engine_id
         self._timeouts = timeouts
         self._endpoint: Endpoint | None = None
         self._at: tuple[str, int, str | None] | None = None
 
-    def endpoint(self, lease: Lease) -> Endpoint:
+    def _endpoint_of(self, lease: Lease) -> Endpoint:
         at = (lease.host, lease.port, lease.key)
         if self._endpoint is None or self._at != at:
             self.close()
-            self._endpoint = Endpoint(self.engine_id, f"http://{lease.host}:{lease.port}/v1", lease.key, self._timeouts)
+            self._endpoint = Endpoint(self._engine_id, f"http://{lease.host}:{lease.port}/v1", lease.key, self._timeouts)
             self._at = at
         return self._endpoint
+
+    @asynccontextmanager
+    async def leased(self) -> AsyncGenerator[Endpoint, None]:
+        """The running engine's endpoint, for the length of the block. Raises EngineError."""
+        async with self._runtime.lease(self._engine_id) as lease:
+            try:
+                yield self._endpoint_of(lease)
+            except UpstreamError as error:
+                if error.code in (UNREACHABLE, DISCONNECTED):
+                    await self._runtime.notice_end(lease, NOTICE_S)
+                raise
 
     def close(self) -> None:
         if self._endpoint is not None:
@@ -53,13 +70,13 @@ class LocalChat:
 
     async def stream(self, call: ChatCall, client: Client) -> None:
         body = self._body(call)
-        async with self._engine.runtime.lease(self._engine.engine_id) as lease:
-            await self._engine.endpoint(lease).stream(CHAT_PATH, body, call.request_id, client)
+        async with self._engine.leased() as endpoint:
+            await endpoint.stream(CHAT_PATH, body, call.request_id, client)
 
     async def complete(self, call: ChatCall) -> bytes:
         body = self._body(call)
-        async with self._engine.runtime.lease(self._engine.engine_id) as lease:
-            return await self._engine.endpoint(lease).complete(CHAT_PATH, body, call.request_id)
+        async with self._engine.leased() as endpoint:
+            return await endpoint.complete(CHAT_PATH, body, call.request_id)
 
     def close(self) -> None:
         self._engine.close()
@@ -77,8 +94,8 @@ class LocalImages:
     async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncGenerator[dict[str, Any], None]:
         body = orjson.dumps(request)
         async with (
-            self._engine.runtime.lease(self._engine.engine_id) as lease,
-            aclosing(self._engine.endpoint(lease).events(IMAGES_PATH, body, request_id)) as events,
+            self._engine.leased() as endpoint,
+            aclosing(endpoint.events(IMAGES_PATH, body, request_id)) as events,
         ):
             async for event in events:
                 yield event

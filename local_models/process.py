@@ -152,6 +152,17 @@ class Process:
                 if life.failure is not None:
                     raise self._error(life.failure)
 
+    async def notice_end(self, address: Address, within_s: float) -> bool:
+        """Whether the child at `address` has ended. Waits for the news: for a caller whose connection broke before it arrived."""
+        life = self._life
+        if life is None or life.address != address:
+            return True
+        try:
+            await asyncio.wait_for(life.interrupted.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True
+
     async def stop(self) -> None:
         """Return when nothing of the child is left. Callers that wait for its start get StartFailed."""
         life = self.request_stop()

@@ -17,7 +17,7 @@ from local_models.backoff import RestartPolicy
 from local_models.errors import RuntimeClosed, UnknownEngine
 from local_models.launch import EngineSpec, Launch, launch_engine
 from local_models.logs import log_path
-from local_models.process import Process, State
+from local_models.process import Address, Process, State
 
 LaunchEngine = Callable[[EngineSpec, int, str], Launch]
 """How to run this engine on this port with this key: `launch.launch_engine`, or a test's."""
@@ -83,6 +83,11 @@ class Runtime:
     def lease(self, engine_id: str) -> AbstractAsyncContextManager[Lease]:
         """The engine, running. Starts it if needed; cancelling the wait leaves the start to others. Raises EngineError."""
         return self._lease(self._engine(engine_id))
+
+    async def notice_end(self, lease: Lease, within_s: float) -> bool:
+        """Whether the engine of this lease has ended, as `Process.notice_end`. From then on a new lease starts it again."""
+        address = Address(lease.host, lease.port, lease.key)
+        return await self._engine(lease.engine_id).process.notice_end(address, within_s)
 
     def status(self, engine_id: str) -> EngineStatus:
         engine = self._engine(engine_id)

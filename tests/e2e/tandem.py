@@ -80,11 +80,11 @@ def running(data_dir: Path, *arguments: str, cwd: Path | None = None, more: Mapp
         until(lambda: "Ctrl-C ends" in tandem.output or process.poll() is not None, READY_S)
         assert process.poll() is None, tandem.output
         yield tandem
-        descendants = tandem.children()
-        if process.poll() is None:
+        if process.poll() is None:  # else the test has ended it, and has looked after what was below it
+            descendants = tandem.children()
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0, tandem.output
-        gone(descendants)
+            gone(descendants)
     finally:
         process.kill()
         process.wait()

@@ -50,6 +50,9 @@ class ScriptedRuntime(Runtime):
         finally:
             self.leases -= 1
 
+    async def notice_end(self, lease: Lease, within_s: float) -> bool:
+        return False
+
     def status(self, engine_id: str) -> EngineStatus:
         waiting = self.loading is not None and not self.loading.is_set()
         return EngineStatus("starting" if waiting else "ready", 0.4, "reading weights", self.leases, 0, None, None, Path("log"))

@@ -130,6 +130,18 @@ async def test_a_lease_at_the_moment_of_the_unload_gets_a_new_engine(fakes_of: C
         assert len(fakes.engines.running()) == 1
 
 
+async def test_the_end_of_an_engine_is_noticed_by_a_holder_and_its_life_is_not_mistaken_for_it(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(SPEC).runtime
+    async with runtime.lease("here:one") as lease:
+        assert not await runtime.notice_end(lease, 0.01)
+        await crash(lease)
+        assert await runtime.notice_end(lease, 10)
+    async with runtime.lease("here:one") as another:
+        assert another.port != lease.port or another.key != lease.key
+        assert await runtime.notice_end(lease, 0.01), "the old one has ended, whatever the new one does"
+        assert not await runtime.notice_end(another, 0.01)
+
+
 async def test_an_engine_that_crashed_under_a_lease_is_started_by_the_next(fakes_of: Callable[..., Fakes]) -> None:
     runtime = fakes_of(SPEC).runtime
     async with runtime.lease("here:one") as first:
