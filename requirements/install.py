@@ -162,12 +162,11 @@ class Installer:
             self._run([sys.executable, "-I", "-m", "venv", str(self._venv)])
             self._pip(["--require-hashes", "--no-deps", *self._pip_itself(run)], 1, 0.08, 0.12)
             lock = ["--require-hashes", "--no-deps", "-r", str(run)]
-            self._uv_or_pip(lock, lock, len(locked_packages(run.read_text())), 0.12, 0.65)
-            torch = ["-r", str(LOCKS / "torch.txt")]
-            self._uv_or_pip(["--torch-backend=auto", *torch], torch, 8, 0.65, 0.85 if with_tests else 1.0)
+            self._uv_or_pip(shutil.which("uv"), lock, lock, len(locked_packages(run.read_text())), 0.12, 0.65)
+            self._torch(0.65, 0.85 if with_tests else 1.0)
         if with_tests:
             more = ["--require-hashes", "--no-deps", "-r", str(test)]
-            self._uv_or_pip(more, more, len(locked_packages(test.read_text())), 0.85 if fresh else 0.0, 1.0)
+            self._uv_or_pip(shutil.which("uv"), more, more, len(locked_packages(test.read_text())), 0.85 if fresh else 0.0, 1.0)
 
     def _pip_itself(self, lock: Path) -> list[str]:
         """Arguments that bring the locked pip: the one that comes with Python may be too old to report progress."""
@@ -178,8 +177,18 @@ class Installer:
         path.write_text(match[0] + "\n")
         return ["--progress-bar", "off", "-r", str(path)]
 
-    def _uv_or_pip(self, uv_arguments: list[str], pip_arguments: list[str], total: int, start: float, end: float) -> None:
-        uv = shutil.which("uv")
+    def _torch(self, start: float, end: float) -> None:
+        """The build for this machine: the one that pip's own settings offer beside the index, or else the one uv finds to fit.
+
+        pip alone would take several GB of CUDA libraries on any Linux, GPU or not.
+        """
+        torch = ["-r", str(LOCKS / "torch.txt")]
+        self._meter.show(start, "torch")
+        if self._run([*self._pip_install, "--no-index", *torch], check=False) != 0:
+            uv = shutil.which("uv") or str(self._venv / "bin" / "uv")
+            self._uv_or_pip(uv, ["--torch-backend=auto", *torch], torch, 8, start, end)
+
+    def _uv_or_pip(self, uv: str | None, uv_arguments: list[str], pip_arguments: list[str], total: int, start: float, end: float) -> None:
         if uv is not None:
             self._meter.show(start, "installing with uv")
             if self._uv([uv, "pip", "install", "--python", str(self._python), *uv_arguments]) == 0:
@@ -196,9 +205,12 @@ class Installer:
         self._meter.end_line()
         return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), pass_fds=[self._lock_fd], check=False).returncode
 
+    @property
+    def _pip_install(self) -> list[str]:
+        return [str(self._python), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--no-compile"]
+
     def _pip(self, arguments: list[str], total: int, start: float, end: float) -> None:
-        command = [str(self._python), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--no-compile"]
-        self._run([*command, *arguments], progress=Progress(total), start=start, end=end)
+        self._run([*self._pip_install, *arguments], progress=Progress(total), start=start, end=end)
 
     def _run(self, command: list[str], progress: Progress | None = None, start: float = 0.0, end: float = 0.0, check: bool = True) -> int:
         """Exit status of a command whose output moves the bar from start to end. Raises InstallError if it fails and check is set."""

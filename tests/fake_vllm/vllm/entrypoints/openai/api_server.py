@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
         head = {"id": "chatcmpl-1", "created": 1, "model": self.model}
         if not asked.get("stream"):
-            message = {"role": "assistant", "content": "Hello there", "reasoning": reasoning, "tool_calls": []}
+            message: dict[str, Any] = {"role": "assistant", "content": "Hello there", "reasoning": reasoning, "tool_calls": []}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             self.reply(200, {**head, "object": "chat.completion", "choices": [choice], "usage": usage})
             return
