@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from adapters import sse
-from adapters.errors import UpstreamError, bad_reply, disconnected, from_document
+from adapters.errors import UpstreamError, bad_reply, disconnected, excerpt, from_document
 
 MAX_HELD_BYTES = 256 << 10  # frames without content that are held back before content must come
 MAX_WHOLE_BYTES = 128 << 20  # an answer that does not stream
@@ -65,13 +65,21 @@ class StreamedAnswer:
     def end(self) -> bytes:
         """The upstream's stream is over. A cut one raises; a finished one that lacks [DONE] gets it."""
         rest = b""
-        if sse.data_of(self._frames.tail) is not None:  # a last frame without its blank line
+        tail = sse.data_of(self._frames.tail)
+        if tail is not None:  # a last frame without its blank line
+            if not tail.startswith(b"[DONE]") and not _is_json(tail):
+                raise self._cut()
             rest = self.feed(b"\n\n")
+        if self.failure is not None:
+            raise self.failure
         if self.done:
             return rest
         if not self.finished:
-            raise disconnected(self._upstream, "in the middle of the answer" if self.began else "before the first token")
+            raise self._cut()
         return rest + sse.DONE
+
+    def _cut(self) -> UpstreamError:
+        return disconnected(self._upstream, "in the middle of the answer" if self.began else "before the first token")
 
     def _pass(self, frame: bytes) -> bytes:
         if any(pattern in frame for pattern in _DONE) and (sse.data_of(frame) or b"").startswith(b"[DONE]"):
@@ -114,7 +122,7 @@ class StreamedAnswer:
         except orjson.JSONDecodeError:
             document = None
         if not isinstance(document, dict):
-            raise bad_reply(self._upstream, f"an event that is not a JSON object: {data[:80]!r}")
+            raise bad_reply(self._upstream, f"an event that is not a JSON object: {excerpt(data, self._secret)}")
         return document
 
 
@@ -144,7 +152,7 @@ class WholeAnswer:
         except orjson.JSONDecodeError:
             document = None
         if not isinstance(document, dict):
-            raise bad_reply(self._upstream, f"an answer that is not a JSON object: {body[:80]!r}")
+            raise bad_reply(self._upstream, f"an answer that is not a JSON object: {excerpt(body, self._secret)}")
         error = from_document(self._upstream, document, self._secret)
         if error is not None:
             raise error
@@ -155,11 +163,22 @@ class WholeAnswer:
         return body
 
 
+def _is_json(data: bytes) -> bool:
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _choices(document: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = document.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
 def _has_content(document: dict[str, Any]) -> bool:
-    """Whether a chunk carries more than the role: text, reasoning, a tool call, an end, or usage."""
-    for choice in document.get("choices") or ():
-        if not isinstance(choice, dict):
-            continue
+    """Whether a chunk carries more than the role: text, reasoning, a tool call, or an end."""
+    for choice in _choices(document):
         if choice.get("finish_reason") or choice.get("text"):
             return True
         delta = choice.get("delta")
@@ -171,8 +190,8 @@ def _has_content(document: dict[str, Any]) -> bool:
 def _name_reasoning_twice(document: dict[str, Any], holder: str) -> bool:
     """Copy `reasoning` and `reasoning_content` to each other where one is missing. Returns whether anything changed."""
     changed = False
-    for choice in document.get("choices") or ():
-        said = choice.get(holder) if isinstance(choice, dict) else None
+    for choice in _choices(document):
+        said = choice.get(holder)
         if not isinstance(said, dict):
             continue
         for given, wanted in (("reasoning", "reasoning_content"), ("reasoning_content", "reasoning")):

@@ -6,6 +6,7 @@ credentials changes class (502), since the client cannot mend it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,9 +69,14 @@ def from_reply(upstream: str, status: int, headers: Mapping[bytes, bytes], body:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        document = body.decode("utf-8", "replace").strip() or f"HTTP {status} without a body"
+        document = body.decode("utf-8", "replace").strip() or f"HTTP {status} without a readable body"
     backoff = {name: headers[name] for name in BACKOFF_HEADERS if name in headers}
-    return _build(upstream, status if status >= 400 else 502, document, backoff, secret)
+    return _build(upstream, status if 400 <= status <= 599 else 502, document, backoff, secret)
+
+
+def excerpt(data: bytes, secret: str | None) -> str:
+    """The beginning of what an upstream sent, for a message."""
+    return repr((data.replace(secret.encode(), b"***") if secret else data)[:80])
 
 
 def from_document(upstream: str, document: Mapping[str, Any], secret: str | None) -> UpstreamError | None:
@@ -108,10 +114,10 @@ def _status_of(error: Any) -> int:
         return 502
     metadata = error.get("metadata")
     kind = metadata.get("error_type") if isinstance(metadata, dict) else None
-    if kind in _STATUS_OF_TYPE:
+    if isinstance(kind, str) and kind in _STATUS_OF_TYPE:
         return _STATUS_OF_TYPE[kind]
     code = error.get("code")
-    if isinstance(code, str) and code.isdigit():
+    if isinstance(code, str) and re.fullmatch("[45][0-9]{2}", code):
         code = int(code)
     return code if isinstance(code, int) and 400 <= code <= 599 else 502
 
@@ -133,7 +139,7 @@ def _build(upstream: str, status: int, document: Any, headers: dict[bytes, bytes
 
 def _read(document: Any, status: int) -> tuple[str, str | None, str | None, str | None, bool]:
     """(message, type, code, param, moderated) of any shape: OpenAI's, vLLM's (integer code, string error), FastAPI's `detail`, text."""
-    error = document.get("error", document) if isinstance(document, dict) else document
+    error = (document.get("error") or document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
         return str(error), None, None, None, False
     message = error.get("message") or error.get("detail") or error.get("msg") or f"HTTP {status}"

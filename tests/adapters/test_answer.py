@@ -93,6 +93,7 @@ def test_reasoning_gets_both_names_and_null_is_left_alone() -> None:
         (ROLE, "before the first token"),
         (ROLE + HELLO, "in the middle of the answer"),
         (ROLE + HELLO + WORLD[:20], "in the middle of the answer"),
+        (ROLE + HELLO + END + b'data: {"choices":[],"usa', "in the middle of the answer"),
     ],
 )
 def test_a_cut_stream_is_reported(stream: bytes, message: str) -> None:
@@ -111,6 +112,29 @@ def test_a_last_frame_without_its_blank_line_counts() -> None:
     answer = streamed()
     out = answer.feed(HELLO + END + b"data: [DONE]")
     assert out + answer.end() == HELLO + END + DONE
+
+
+@pytest.mark.parametrize("before", [b"", HELLO, HELLO + END])
+def test_a_last_frame_without_its_blank_line_may_be_an_error(before: bytes) -> None:
+    answer = streamed()
+    answer.feed(before + frame({"error": {"message": "died"}}).rstrip())
+    with pytest.raises(UpstreamError, match="died"):
+        answer.end()
+
+
+@pytest.mark.parametrize("document", [{"choices": 5}, {"choices": [7]}, {"choices": {"a": 1}}])
+def test_choices_of_another_shape_are_no_content(document: Any) -> None:
+    answer = streamed()
+    assert answer.feed(frame(document)) == b""
+    assert not answer.began
+
+
+def test_an_excerpt_of_what_came_does_not_show_the_key() -> None:
+    with pytest.raises(UpstreamError, match=r"\*\*\*") as caught:
+        streamed().feed(b"data: the key secret-key is unknown\n\n")
+    assert "secret" not in caught.value.message
+    with pytest.raises(UpstreamError, match=r"\*\*\*"):
+        whole(b"x" * 75 + b"secret-key")
 
 
 @pytest.mark.parametrize("junk", [b"data: <html>\n\n", b"data: [1]\n\n", b"data: [DONE]\n\n"])
@@ -152,6 +176,7 @@ def test_whole_reasoning_gets_both_names() -> None:
         ({"error": {"code": 402, "message": "no credits"}}, 502),
         ({"error": {"code": "context_length_exceeded", "message": "too long", "metadata": {"error_type": "context_length_exceeded"}}}, 400),
         ({"choices": [{"finish_reason": "error", "error": {"code": 503, "message": "provider down"}, "message": {"content": "par"}}]}, 503),
+        ({"error": {"message": "odd", "code": "\u00b2", "metadata": {"error_type": {}}}}, 502),
         (b"<html>oops</html>", 502),
         ([1, 2], 502),
         ({"object": "list"}, 502),
