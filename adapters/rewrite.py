@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from adapters.errors import UpstreamError
+
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _OPENING = re.compile(rb"\s*\{")
 
@@ -18,13 +20,13 @@ _OPENING = re.compile(rb"\s*\{")
 def rewrite(body: bytes, fields: Mapping[str, Any], model: str, changed: Mapping[str, Any]) -> bytes:
     """`body` with `model` as its model and `changed` over its top-level fields; None there leaves a field out.
 
-    body: a JSON object that parses to `fields` and has a `model`.
+    body: a JSON object that parses to `fields` and has a `model`. Raises UpstreamError (400) for one nested too deeply to be written.
     """
     touches_given = any(name in fields for name in changed)
     # `"model"` exactly once and no escaped letters: it is the top-level key, for there is one, and anything else would be a second.
     if touches_given or body.count(b'"model"') != 1 or b"\\u00" in body:
         merged = {**fields, "model": model, **changed}
-        return orjson.dumps({name: value for name, value in merged.items() if not (value is None and name in changed)})
+        return _dumps({name: value for name, value in merged.items() if not (value is None and name in changed)})
     if fields["model"] != model:
         name = orjson.dumps(model)
         body = _MODEL.sub(lambda _: b'"model":' + name, body, count=1)
@@ -34,3 +36,11 @@ def rewrite(body: bytes, fields: Mapping[str, Any], model: str, changed: Mapping
     opening = _OPENING.match(body)
     assert opening is not None, "the body is a JSON object"
     return b"{" + orjson.dumps(added)[1:-1] + b"," + body[opening.end() :]
+
+
+def _dumps(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError as error:  # orjson reads 1024 levels and writes 254
+        message = "the request body is nested too deeply; more than 250 levels cannot be passed on"
+        raise UpstreamError(400, message, "invalid_value", "invalid_request_error", fallback=False) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 
+from adapters.errors import UpstreamError
 from adapters.rewrite import rewrite
 
 
@@ -32,3 +34,11 @@ def test_nothing_else_is_touched_where_splicing_will_do() -> None:
     body = b'{ "temperature": 0.70, "model":\t"public" , "messages": [1e2] }'
     assert rewrite(body, json.loads(body), "up", {}) == b'{ "temperature": 0.70, "model":"up" , "messages": [1e2] }'
     assert rewrite(body, json.loads(body), "public", {}) is body
+
+
+def test_a_body_too_deep_to_be_written_again_is_the_client_s_fault() -> None:
+    fields = {"model": "public", "tools": orjson.loads(b"[" * 900 + b"]" * 900)}
+    body = b'{"model":"public","tools":%s,"x":"\\u0000"}' % (b"[" * 900 + b"]" * 900)
+    with pytest.raises(UpstreamError, match="nested too deeply") as caught:
+        rewrite(body, fields, "up", {})
+    assert (caught.value.status, caught.value.fallback) == (400, False)
