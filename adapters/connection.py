@@ -25,7 +25,7 @@ class Receiver(Protocol):
 
 
 class ConnectionLost(Exception):
-    """The upstream closed. `untouched`: not one byte of the reply had come."""
+    """The connection was closed, by the upstream or by `abort`. `untouched`: not one byte of the reply had come."""
 
     def __init__(self, reason: str, *, untouched: bool) -> None:
         super().__init__(reason)
@@ -42,6 +42,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, on_closed: Callable[[UpstreamConnection], None]) -> None:
         self.exchanges = 0
         self.closed = False
+        self.idle_since = 0.0  # the loop's time when the pool got it back
         self._on_closed = on_closed
         self._done: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -61,7 +62,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return not self.closed and self._done is None and self._keep_alive
+        idle = self._done is None and not self._transport.get_write_buffer_size()  # it may answer without reading all of a request
+        return idle and self._keep_alive and not self.closed
 
     def pause(self) -> None:
         if not self.closed and not self._transport.is_closing():
@@ -73,13 +75,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     def fail(self, error: Exception) -> None:
         """End the exchange with `error` and close at once: for receivers that will not have this reply."""
-        self._fail(error)
-
-    def abort(self) -> None:
-        """Close at once: the upstream sees the connection go and stops working."""
-        self._done = None
+        done = self._let_go()
+        if done is not None and not done.done():
+            done.set_exception(error)
         self.closed = True
         self._transport.abort()
+
+    def abort(self) -> None:
+        """Close at once: the upstream sees the connection go and stops working. An exchange that somebody waits for is lost."""
+        self.fail(ConnectionLost("closed from this side", untouched=False))
 
     def close(self) -> None:
         self.closed = True
@@ -95,19 +99,15 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()
             return
         self._touched = True
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(ProtocolError(f"bytes that are not HTTP ({error})"))
-            return
-        except httptools.HttpParserUpgrade:
-            self._fail(ProtocolError("an HTTP upgrade that was not asked for"))
-            return
+        problem = self._parse(data)
         if self._body:
             body, self._body = self._body, []
             self._receiver.on_data(body[0] if len(body) == 1 else b"".join(body))
         if self._complete:
+            self._keep_alive = self._keep_alive and problem is None
             self._finish()
+        elif problem is not None:
+            self.fail(ProtocolError(problem))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -115,10 +115,24 @@ class UpstreamConnection(asyncio.Protocol):
             if self._head_seen and exc is None and self._ends_at_eof:
                 self._finish()
             else:
-                self._fail(ConnectionLost(str(exc) if exc else "end of stream", untouched=not self._touched))
+                self.fail(ConnectionLost(str(exc) if exc else "end of stream", untouched=not self._touched))
         self._on_closed(self)
 
     # -- httptools --------------------------------------------------------------------------------------------------
+    def _parse(self, data: bytes) -> str | None:
+        """What is wrong with `data`, or None. What was good before the fault has reached the callbacks below."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            return f"bytes that are not HTTP ({error})"
+        except httptools.HttpParserUpgrade:
+            return "an HTTP upgrade that was not asked for"
+        return None
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ProtocolError("a second reply to one request")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
@@ -145,17 +159,16 @@ class UpstreamConnection(asyncio.Protocol):
         return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
 
     def _finish(self) -> None:
-        done, self._done = self._done, None
+        done = self._let_go()
         if done is not None and not done.done():
             done.set_result(None)
 
-    def _fail(self, error: Exception) -> None:
+    def _let_go(self) -> asyncio.Future[None] | None:
+        """The exchange is over: a connection that waits for the next one keeps nothing of it alive. Returns its future, once."""
         done, self._done = self._done, None
-        if done is not None and not done.done():
-            done.set_exception(error)
-        if not self.closed:
-            self.closed = True
-            self._transport.abort()
+        if done is not None:
+            del self._receiver, self._parser
+        return done
 
 
 async def open_connection(

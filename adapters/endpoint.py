@@ -20,6 +20,8 @@ from adapters.connection import ConnectionLost, ProtocolError, UpstreamConnectio
 from adapters.pool import Pool
 from adapters.receivers import EventReply, Reply, StreamedReply, WholeReply
 
+STALE_S = 1.0  # within this time a kept connection that the upstream had closed meanwhile says so
+
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -77,12 +79,16 @@ class Endpoint:
     async def _exchange(self, path: str, body: bytes, request_id: str, reply_on: Callable[[UpstreamConnection], AnyReply]) -> AnyReply:
         head = f"POST {self._path}{path} HTTP/1.1\r\nx-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
         request = b"".join((head, self._head, b"\r\n", body))
+        loop = asyncio.get_running_loop()
         connection = await self._connect(fresh=False)
+        sent_at = loop.time()
         try:
             return await self._run(connection, request, reply_on(connection))
         except ConnectionLost as lost:
-            # A kept connection that died before it answered was closed by the upstream's own idle limit: the request was not taken.
-            if not (lost.untouched and connection.exchanges > 1):
+            # A kept connection that dies at once was closed by the upstream's own idle limit: the request was not taken. One that
+            # dies later may have worked on it, and asking again would have the work done, and paid for, twice.
+            stale = lost.untouched and connection.exchanges > 1 and loop.time() - sent_at < STALE_S
+            if not stale:
                 raise self._lost(lost) from lost
         connection = await self._connect(fresh=True)
         try:
@@ -94,9 +100,13 @@ class Endpoint:
         try:
             with reply.watched():
                 await connection.exchange(request, reply)
-        except ProtocolError as error:
+        except (ConnectionLost, ProtocolError, errors.UpstreamError) as error:
             self.pool.discard(connection)
-            raise errors.bad_reply(self.name, str(error)) from error
+            if reply.answered:
+                return reply
+            if isinstance(error, ProtocolError):
+                raise errors.bad_reply(self.name, str(error)) from error
+            raise
         except BaseException:
             self.pool.discard(connection)
             raise

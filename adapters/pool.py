@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from adapters.connection import UpstreamConnection, open_connection
 
 MAX_IDLE = 512  # connections kept open without work, per upstream address
+MAX_IDLE_S = 60.0  # then it may be dead without our knowing: routers and load balancers forget a silent connection after minutes
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Pool:
 
     async def take(self, *, fresh: bool = False) -> UpstreamConnection:
         """An idle connection, or a new one. Raises TimeoutError, OSError."""
+        self._drop_old()
         while self._idle and not fresh:
             connection = self._idle.pop()
             if connection.reusable:
@@ -39,6 +41,7 @@ class Pool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         if connection.reusable and len(self._idle) < MAX_IDLE:
+            connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
         else:
             self.discard(connection)
@@ -60,6 +63,11 @@ class Pool:
         for connection in list(self._open):
             connection.abort()
         self._idle.clear()
+
+    def _drop_old(self) -> None:
+        oldest = asyncio.get_running_loop().time() - MAX_IDLE_S
+        while self._idle and self._idle[0].idle_since < oldest:
+            self.discard(self._idle.pop(0))
 
     def _forget(self, connection: UpstreamConnection) -> None:
         self._open.discard(connection)

@@ -40,6 +40,11 @@ class Reply:
     def began(self) -> bool:
         return False
 
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is complete already: how its connection ends does not matter any more."""
+        return False
+
     def take(self, data: bytes) -> None:
         """Content, as it comes. May raise UpstreamError."""
 
@@ -50,7 +55,8 @@ class Reply:
     def on_head(self, status: int, headers: Headers) -> None:
         self._status, self._headers = status, dict(headers)
         is_stream = self._headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-        self._foreign = status >= 300 or is_stream != self.streams
+        self._encoding = self._headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
+        self._foreign = status >= 300 or is_stream != self.streams or self._encoding != "identity"
 
     def on_data(self, data: bytes) -> None:
         self._last = self._loop.time()
@@ -87,9 +93,11 @@ class Reply:
         self.end()
 
     def _error(self) -> errors.UpstreamError:
-        name, body = self._endpoint.name, bytes(self._error_body)
+        name, body = self._endpoint.name, bytes(self._error_body) if self._encoding == "identity" else b""
         if self._status >= 300:
             return errors.from_reply(name, self._status, self._headers, body, self._endpoint.key)
+        if self._encoding != "identity":
+            return errors.bad_reply(name, f"an answer in content-encoding {self._encoding} where none was asked for")
         inside = errors.from_text(name, body, self._endpoint.key)  # an error under HTTP 200, in the form that was not asked for
         wanted = "an event stream" if self.streams else "JSON"
         kind = self._headers.get(b"content-type", b"no content type").decode("latin-1")
@@ -139,6 +147,10 @@ class StreamedReply(Reply):
     @property
     def began(self) -> bool:
         return self._answer.began
+
+    @property
+    def answered(self) -> bool:
+        return self._answer.done
 
     def take(self, data: bytes) -> None:
         if frames := self._answer.feed(data):

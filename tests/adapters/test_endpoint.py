@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+import adapters.endpoint as endpoint_module
+import adapters.pool as pool_module
 from adapters.base import Source, Timeouts
 from adapters.endpoint import Endpoint
 from adapters.errors import UpstreamError
@@ -150,6 +154,30 @@ async def test_a_kept_connection_that_the_upstream_has_closed_is_replaced_unseen
         assert (len(asked), upstream.connections) == (3, 2)
 
 
+async def test_a_kept_connection_that_dies_late_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "STALE_S", 0.02)
+
+    async def works_on_it_and_dies(request: Request, exchange: Exchange) -> None:
+        await asyncio.sleep(0.1)
+        exchange.cut()
+
+    async with connected(answering("ok")) as (upstream, endpoint):
+        await complete(endpoint)
+        upstream.scenario = works_on_it_and_dies
+        with pytest.raises(UpstreamError, match="before it answered"):
+            await complete(endpoint)
+        assert len(upstream.asked) == 2
+
+
+async def test_a_connection_that_was_idle_for_long_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected(answering("ok")) as (upstream, endpoint):
+        await complete(endpoint)
+        monkeypatch.setattr(pool_module, "MAX_IDLE_S", 0.01)
+        await asyncio.sleep(0.02)
+        await complete(endpoint)
+        assert (upstream.connections, endpoint.pool.open_connections) == (2, 1)
+
+
 async def test_a_fresh_connection_that_closes_is_not_tried_again() -> None:
     async def scenario(request: Request, exchange: Exchange) -> None:
         exchange.cut()
@@ -257,6 +285,8 @@ async def test_nobody_listens() -> None:
         (422, {"detail": [{"loc": ["body"], "msg": "nope"}]}, {}, 422, "upstream_http_422", False),
         (429, {"error": {"message": "slow", "code": "rate_limit_exceeded"}}, {"retry_after": "7"}, 429, "rate_limit_exceeded", True),
         (503, b"<html>busy</html>", {"retry_after_ms": "250"}, 503, "upstream_http_503", True),
+        (500, {"error": None, "detail": "the detail"}, {}, 500, "upstream_http_500", True),
+        (999, {"message": "no such class"}, {}, 502, "upstream_http_502", True),
         (307, {"message": "moved"}, {"location": "/x"}, 502, "upstream_http_502", True),
     ],
 )
@@ -298,6 +328,97 @@ async def test_bytes_that_are_not_http() -> None:
         with pytest.raises(UpstreamError, match="bytes that are not HTTP"):
             await complete(endpoint)
         assert endpoint.pool.open_connections == 0
+
+
+@pytest.mark.parametrize("more", [b"HTTP/1.1 500 X\r\ncontent-length: 4\r\n\r\nevil", b"HTTP/1.1 2", b"junk\r\n\r\n"])
+async def test_what_follows_a_complete_reply_is_not_part_of_it_and_ends_the_connection(more: bytes) -> None:
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        body = json.dumps(completion("good")).encode()
+        await exchange.raw(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s%s" % (len(body), body, more))
+
+    async with connected(scenario) as (_, endpoint):
+        assert json.loads(await complete(endpoint)) == completion("good")
+        assert endpoint.pool.open_connections == 0
+
+
+async def test_what_came_before_bytes_that_are_not_http_is_passed_on() -> None:
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        await exchange.start_stream()
+        frame = b"data: %s\n\n" % json.dumps(chunk("one")).encode()
+        await exchange.raw(b"%x\r\n%s\r\nno length\r\n" % (len(frame), frame))
+
+    async with connected(scenario) as (_, endpoint):
+        client = Recorder()
+        with pytest.raises(UpstreamError, match="bytes that are not HTTP"):
+            await stream(endpoint, client)
+        assert client.text == "one"
+
+
+async def test_a_connection_with_an_unread_request_is_not_used_again() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n")
+        closed.append(writer)
+
+    closed: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    endpoint = Endpoint("up", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", None, Timeouts(total_s=2))
+    for _ in range(2):
+        with pytest.raises(UpstreamError, match="HTTP 413"):
+            await endpoint.complete("/chat/completions", b"x" * 20_000_000, "req-1")
+    assert endpoint.pool.open_connections == 0
+    for writer in closed:
+        writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_closing_the_pool_ends_an_exchange_that_a_slow_client_holds_back() -> None:
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.events(chunk("one"))
+        await exchange.until_left()
+
+    async with connected(scenario) as (_, endpoint):
+        client = Recorder(slow=True)
+        running = asyncio.create_task(stream(endpoint, client))
+        await client.written.wait()
+        endpoint.close()
+        with pytest.raises(UpstreamError, match="closed the connection"):
+            async with asyncio.timeout(1):
+                await running
+
+
+async def test_a_kept_connection_keeps_nothing_of_its_last_exchange() -> None:
+    async with connected(answering("Hello")) as (_, endpoint):
+        client = Recorder()
+        gone = weakref.ref(client)
+        await stream(endpoint, client)
+        del client
+        gc.collect()
+        assert (gone(), endpoint.pool.idle_connections) == (None, 1)
+
+
+async def test_an_answer_is_complete_with_done_however_its_connection_ends() -> None:
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello"), chunk(finish="stop"), "[DONE]")
+        exchange.cut()
+
+    async with connected(scenario) as (_, endpoint):
+        client = Recorder()
+        await stream(endpoint, client)
+        assert client.text == "Hello"
+        assert endpoint.pool.open_connections == 0
+
+
+async def test_a_compressed_answer_is_named_as_such() -> None:
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        await exchange.json(200, b"\x1f\x8b\x08", content_encoding="gzip")
+
+    async with connected(scenario) as (_, endpoint):
+        with pytest.raises(UpstreamError, match="content-encoding gzip"):
+            await complete(endpoint)
 
 
 async def test_an_error_message_never_shows_the_key() -> None:
