@@ -14,6 +14,7 @@ import orjson
 from adapters.errors import UpstreamError
 
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:6[4-5cCdDfF])")  # of the word "model"
 _OPENING = re.compile(rb"\s*\{")
 
 
@@ -23,8 +24,8 @@ def rewrite(body: bytes, fields: Mapping[str, Any], model: str, changed: Mapping
     body: a JSON object that parses to `fields` and has a `model`. Raises UpstreamError (400) for one nested too deeply to be written.
     """
     touches_given = any(name in fields for name in changed)
-    # `"model"` exactly once and no escaped letters: it is the top-level key, for there is one, and anything else would be a second.
-    if touches_given or body.count(b'"model"') != 1 or b"\\u00" in body:
+    # `"model"` exactly once, and none with escaped letters: it is the top-level key, for there is one, and anything else would be a second.
+    if touches_given or body.count(b'"model"') != 1 or _ESCAPED_LETTER.search(body):
         merged = {**fields, "model": model, **changed}
         return _dumps({name: value for name, value in merged.items() if not (value is None and name in changed)})
     if fields["model"] != model:
