@@ -34,6 +34,7 @@ class Departure:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         self._watching.close()
+        del self._watching  # it refers to this object: together they would keep the request alive until the collector comes
         if not self.gone:
             return False
         self._task.uncancel()

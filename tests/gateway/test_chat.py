@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from adapters.build import engine_specs
 from gateway import client_stream
+from gateway.client_stream import ClientStream
+from gateway.departure import Departure
 from tests.gateway.live import ScriptedRuntime, chat_settings, live_gateway, settings_of
 from tests.scripted_upstream import Exchange, Request, answering, chunk, completion, failing, scripted_upstream
 
@@ -197,6 +201,25 @@ async def _open_and_wait(http: httpx.AsyncClient, stream: bool) -> None:
         async for _ in reply.aiter_bytes():
             pass
         await asyncio.sleep(60)
+
+
+async def test_nothing_of_an_answered_request_waits_for_the_collector() -> None:
+    async with (
+        scripted_upstream(answering("Hello")) as upstream,
+        live_gateway(chat_settings(upstream.base_url)) as live,
+        live.http() as http,
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            for stream in (True, False):
+                await http.post(CHAT, json={"model": "m", "messages": HELLO, "stream": stream})
+            while live.server.server_state.tasks:
+                await asyncio.sleep(0.001)
+            kept = [thing for thing in gc.get_objects() if isinstance(thing, Departure | ClientStream | RequestResponseCycle)]
+            assert [type(thing).__name__ for thing in kept] == ["RequestResponseCycle"]  # of the connection that is still open
+        finally:
+            gc.enable()
 
 
 async def test_a_slow_client_holds_its_own_upstream_back_and_loses_nothing() -> None:
