@@ -67,7 +67,7 @@ class Endpoint:
         running = asyncio.create_task(run())
         try:
             while (data := await queue.get()) is not None:
-                yield orjson.loads(data)
+                yield self._event(data)
             await running
         finally:
             running.cancel()
@@ -124,6 +124,13 @@ class Endpoint:
             raise errors.timed_out(self.name, f"no connection to {self._where}", self.timeouts.connect_s) from error
         except OSError as error:  # ssl.SSLError is one
             raise errors.unreachable(self.name, self._where, error.strerror or str(error)) from error
+
+    def _event(self, data: bytes) -> dict[str, Any]:
+        try:
+            event: dict[str, Any] = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise errors.bad_reply(self.name, f"an event that is not JSON: {errors.excerpt(data, self.key)}") from error
+        return event
 
     def _lost(self, lost: ConnectionLost) -> errors.UpstreamError:
         return errors.disconnected(self.name, "before it answered" if lost.untouched else "in the middle of its reply")

@@ -23,7 +23,7 @@ from gateway.client_stream import ClientStream
 from gateway.departure import Departure
 from gateway.errors import GatewayError, shutting_down, to_gateway_error
 from gateway.respond import RawHeaders, send_error, send_json
-from gateway.routing import Route, Router, Target
+from gateway.routing import Route, Router, Target, another_may_help
 from local_models.errors import EngineError
 
 PATH = "/v1/chat/completions"
@@ -112,9 +112,7 @@ async def _first_that_answers(
         try:
             return await attempt(target)
         except (UpstreamError, EngineError) as error:
-            last = target is route.usable[-1]
-            helps = not isinstance(error, UpstreamError) or error.fallback
-            if last or too_late() or not helps:
+            if target is route.usable[-1] or too_late() or not another_may_help(error):
                 raise _after(error, failed) from error
             failed.append(str(error))
             log.warning("model=%s upstream=%s failed, trying the next: %s", route.model.name, target.deployment.upstream, error)

@@ -13,10 +13,10 @@ from contextlib import aclosing
 from typing import Any
 
 from adapters.base import ImageUpstream
-from adapters.errors import UpstreamError
+from adapters.errors import UpstreamError, bad_reply
 from gateway.errors import GatewayError, to_gateway_error
 from gateway.jobs import ImageJob, JobQueue
-from gateway.routing import Route, Target
+from gateway.routing import Route, Target, another_may_help
 from local_models.errors import EngineError
 from local_models.runtime import Runtime
 
@@ -37,8 +37,8 @@ async def run_job(job: ImageJob, route: Route[ImageUpstream], queues: dict[str, 
                 async for event in events:
                     yield event
             return
-        except (UpstreamError, EngineError):
-            if job.step or target is usable[-1]:
+        except (UpstreamError, EngineError) as error:
+            if job.step or target is usable[-1] or not another_may_help(error):
                 job.state = "failed"
                 raise
         except (GeneratorExit, asyncio.CancelledError):
@@ -55,12 +55,14 @@ async def _run_on(job: ImageJob, target: Target[ImageUpstream], queue: JobQueue,
             async for event in events:
                 if (translated := _translate(job, event)) is not None:
                     yield translated
+        if job.state != "done":
+            raise bad_reply(target.deployment.engine_id, "no more events before its job was done")
 
 
 async def _with_loading(job: ImageJob, target: Target[ImageUpstream], runtime: Runtime) -> AsyncGenerator[Event, None]:
     """The engine's events, after reports on its loading where it has to load first."""
     engine_events = target.upstream.generate(job.request, job.id)
-    first: asyncio.Task[Event] = asyncio.ensure_future(anext(engine_events))
+    first: asyncio.Task[Event | None] = asyncio.ensure_future(anext(engine_events, None))
     try:
         while not first.done():
             status = runtime.status(target.deployment.engine_id)
@@ -69,7 +71,8 @@ async def _with_loading(job: ImageJob, target: Target[ImageUpstream], runtime: R
                 yield {"type": "loading", "progress": status.progress, "stage": status.stage}
             await asyncio.wait({first}, timeout=LOADING_REPORT_S)
         job.state = "running"
-        yield first.result()
+        if (event := first.result()) is not None:
+            yield event
         async for event in engine_events:
             yield event
     finally:

@@ -10,8 +10,10 @@ from typing import Generic, TypeVar
 
 from adapters.base import ChatUpstream, ImageUpstream
 from adapters.build import chat_upstream, image_upstream
+from adapters.errors import UpstreamError
 from config.schema import Deployment, ModelSpec, Settings
 from gateway.errors import GatewayError, unavailable, unknown_model
+from local_models.errors import EngineError
 from local_models.runtime import Runtime
 
 AnyUpstream = TypeVar("AnyUpstream", ChatUpstream, ImageUpstream)
@@ -36,6 +38,11 @@ class Route(Generic[AnyUpstream]):
     @property
     def usable(self) -> list[Target[AnyUpstream]]:
         return [target for target in self.targets if target.problem is None]
+
+
+def another_may_help(error: UpstreamError | EngineError) -> bool:
+    """Whether the next target may answer where one failed with `error`: not where the request itself is at fault."""
+    return isinstance(error, EngineError) or error.fallback
 
 
 class Router:

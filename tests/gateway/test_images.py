@@ -11,7 +11,7 @@ import pytest
 
 from adapters.build import engine_specs
 from gateway import images
-from tests.gateway.live import Live, ScriptedRuntime, image_settings, live_gateway
+from tests.gateway.live import IMAGE_MODEL, Live, ScriptedRuntime, image_settings, live_gateway, settings_of
 from tests.scripted_upstream import Exchange, Request, Scenario, failing, scripted_upstream
 
 PNG = base64.b64encode(b"\x89PNG fake").decode()
@@ -216,6 +216,44 @@ async def test_an_engine_that_dies_in_mid_picture_is_an_error_and_the_next_job_w
                     pass
             engine.scenario = drawing
             assert (await client.images.generate(model="draw", prompt=PROMPT)).data
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([], "no more events"),
+        ([{"type": "progress", "image_index": 0, "step": 1, "steps": 8}], "no more events"),
+        (["{oops"], "an event that is not JSON"),
+    ],
+)
+async def test_an_engine_that_ends_early_is_an_error_and_not_an_empty_list(events: list[Any], said: str) -> None:
+    async def ends(request: Request, exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.events(*events)
+        await exchange.end_stream()
+
+    async with scripted_upstream(ends) as engine:
+        gateway, _ = gateway_on(engine.port)
+        async with gateway as live, live.sdk() as client:
+            with pytest.raises(openai.InternalServerError, match=said) as caught:
+                await client.images.generate(model="draw", prompt=PROMPT)
+            assert caught.value.status_code == 502
+            with pytest.raises(openai.APIError, match=said):
+                await _ask(client, stream=True)
+
+
+async def test_another_engine_draws_where_one_cannot_but_not_what_one_refused() -> None:
+    refusal = {"error": {"message": "no negative prompt here", "param": "negative_prompt"}}
+    model = IMAGE_MODEL | {"deployments": [{"upstream": "pictures", "model": "x"}, {"upstream": "pictures", "model": "y"}]}
+    settings = settings_of([model], {"pictures": {"kind": "diffusers"}})
+    async with scripted_upstream(failing(503, {"error": "busy"})) as first, scripted_upstream(drawing) as second:
+        runtime = ScriptedRuntime(engine_specs(settings), {"pictures:x": first.port, "pictures:y": second.port})
+        async with live_gateway(settings, runtime) as live, live.sdk() as client:
+            assert (await client.images.generate(model="draw", prompt=PROMPT)).data
+            first.scenario = failing(400, refusal)
+            with pytest.raises(openai.BadRequestError, match="no negative prompt"):
+                await client.images.generate(model="draw", prompt=PROMPT)
+            assert len(second.asked) == 1
 
 
 async def test_an_engine_s_refusal_and_its_failure_keep_their_words() -> None:
