@@ -15,8 +15,8 @@ import orjson
 
 UNREACHABLE, DISCONNECTED = "upstream_unreachable", "upstream_disconnected"
 MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
-# Headers of an error that a client's back-off depends on (openai-python reads the first three).
-BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry")
+# Headers of an error that a client's back-off depends on (openai-python reads the first three), by their beginnings.
+BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-ratelimit-")
 # The type names OpenAI uses for a status; everything else is "api_error".
 _TYPES = {
     400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error", 422: "invalid_request_error",
@@ -70,7 +70,7 @@ def from_reply(upstream: str, status: int, headers: Mapping[bytes, bytes], body:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         document = body.decode("utf-8", "replace").strip() or f"HTTP {status} without a readable body"
-    backoff = {name: headers[name] for name in BACKOFF_HEADERS if name in headers}
+    backoff = {name: value for name, value in headers.items() if name.startswith(BACKOFF_HEADERS)}
     return _build(upstream, status if 400 <= status <= 599 else 502, document, backoff, secret)
 
 

@@ -136,7 +136,9 @@ async def test_after_the_first_content_a_failure_is_one_error_event_and_the_end(
 async def test_the_last_error_names_what_was_tried_before() -> None:
     async with (
         scripted_upstream(failing(503, {"error": {"message": "down"}})) as down,
-        scripted_upstream(failing(429, {"error": {"message": "slow", "code": "rate_limit_exceeded"}}, retry_after="9")) as slow,
+        scripted_upstream(
+            failing(429, {"error": {"message": "slow", "code": "rate_limit_exceeded"}}, retry_after="9", x_ratelimit_reset="7")
+        ) as slow,
         live_gateway(chat_settings(down.base_url, slow.base_url)) as live,
         live.sdk() as client,
     ):
@@ -144,6 +146,7 @@ async def test_the_last_error_names_what_was_tried_before() -> None:
             with pytest.raises(openai.RateLimitError, match=r"slow \(tried before: down\)") as caught:
                 await client.chat.completions.create(model="m", messages=HELLO, stream=stream)
             assert caught.value.response.headers["retry-after"] == "9"
+            assert caught.value.response.headers["x-ratelimit-reset"] == "7"
             assert caught.value.code == "rate_limit_exceeded"
 
 
