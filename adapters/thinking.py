@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as shown  # a client's value in a message: its beginning is enough
 from typing import Any, Literal
 
 Dialect = Literal["chat_template_kwargs", "reasoning", "reasoning_effort", "as_given"]
@@ -44,7 +45,7 @@ def asked_for(fields: Mapping[str, Any]) -> Thinking:
     budget = None
     if reasoning is not None:
         if not isinstance(reasoning, dict):
-            raise ThinkingFieldError(f'reasoning must be an object such as {{"enabled": false}}, not {reasoning!r}', "reasoning")
+            raise ThinkingFieldError(f'reasoning must be an object such as {{"enabled": false}}, not {shown(reasoning)}', "reasoning")
         if reasoning.get("effort") is not None:
             effort = _effort(reasoning["effort"], "reasoning.effort")
             said["reasoning.effort"] = effort != "none"
@@ -53,12 +54,13 @@ def asked_for(fields: Mapping[str, Any]) -> Thinking:
         budget = reasoning.get("max_tokens")
         if budget is not None:
             if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
-                raise ThinkingFieldError(f"reasoning.max_tokens must be a number of tokens from 0, not {budget!r}", "reasoning.max_tokens")
+                wanted = "a number of tokens from 0"
+                raise ThinkingFieldError(f"reasoning.max_tokens must be {wanted}, not {shown(budget)}", "reasoning.max_tokens")
             said["reasoning.max_tokens"] = budget > 0
     kwargs = fields.get("chat_template_kwargs")
     if kwargs is not None:
         if not isinstance(kwargs, dict):
-            raise ThinkingFieldError(f"chat_template_kwargs must be an object, not {kwargs!r}", "chat_template_kwargs")
+            raise ThinkingFieldError(f"chat_template_kwargs must be an object, not {shown(kwargs)}", "chat_template_kwargs")
         if kwargs.get("enable_thinking") is not None:
             said["chat_template_kwargs.enable_thinking"] = _flag(kwargs["enable_thinking"], "chat_template_kwargs.enable_thinking")
     if fields.get("enable_thinking") is not None:
@@ -115,11 +117,11 @@ def _spell(fields: Mapping[str, Any], dialect: Dialect, wanted: Thinking) -> dic
 
 def _effort(value: Any, param: str) -> str:
     if value not in EFFORTS:
-        raise ThinkingFieldError(f"{param} is {value!r}; it must be one of {', '.join(EFFORTS)}", param)
+        raise ThinkingFieldError(f"{param} is {shown(value)}; it must be one of {', '.join(EFFORTS)}", param)
     return str(value)
 
 
 def _flag(value: Any, param: str) -> bool:
     if not isinstance(value, bool):
-        raise ThinkingFieldError(f"{param} must be true or false, not {value!r}", param)
+        raise ThinkingFieldError(f"{param} must be true or false, not {shown(value)}", param)
     return value

@@ -5,6 +5,7 @@ Only what would fail everywhere is refused here; every field that the gateway do
 
 from __future__ import annotations
 
+from reprlib import repr as shown
 from typing import Any
 
 import orjson
@@ -23,7 +24,7 @@ def parse(body: bytes) -> dict[str, Any]:
     if not isinstance(model, str) or not model:
         raise invalid("the field 'model' is missing; GET /v1/models lists the names", "model", "missing_required_parameter")
     if not isinstance(fields.get("stream", False), bool | None):
-        raise invalid(f"stream must be true or false, not {fields['stream']!r}", "stream", "invalid_type")
+        raise invalid(f"stream must be true or false, not {shown(fields['stream'])}", "stream", "invalid_type")
     _check_messages(fields.get("messages"))
     try:
         asked_for(fields)

@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from adapters.errors import UpstreamError
 from local_models.errors import EngineError
 
+MAX_NAME = 128  # characters of an unknown name that a message repeats; no known one is longer
+
 
 @dataclass(slots=True)
 class GatewayError(Exception):
@@ -58,7 +60,7 @@ def unknown_model(name: str, kind: str, known: list[str], other_kind: bool) -> G
         other, route = ("an image", "/v1/images/generations") if kind == "chat" else ("a chat", "/v1/chat/completions")
         reason = f"the model '{name}' is {other} model: send it to {route}"
     else:
-        reason = f"the model '{name}' does not exist"
+        reason = f"the model '{name[:MAX_NAME]}' does not exist"
     listed = ", ".join(f"'{model}'" for model in known) or "none is configured"
     return GatewayError(404, f"{reason}; {kind} models here: {listed}", "model_not_found", param="model")
 
@@ -120,7 +122,7 @@ def from_validation(problems: list[Mapping[str, Any]], advice: str = "") -> Gate
         case "missing":
             return invalid(f"the field '{param}' is missing", param, "missing_required_parameter")
         case "extra_forbidden":
-            return invalid(f"the field '{param}' is not known{advice}", param, "unknown_parameter")
+            return invalid(f"the field '{str(param)[:MAX_NAME]}' is not known{advice}", param, "unknown_parameter")
         case _:
             value = problem.get("input")
             shown = f" (got {str(value)[:80]!r})" if isinstance(value, str | int | float | bool) else ""

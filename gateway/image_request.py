@@ -6,6 +6,7 @@ Unlike chat fields, an unknown image field is refused by name: there is nobody f
 from __future__ import annotations
 
 import secrets
+from reprlib import repr as shown
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -68,7 +69,7 @@ def _refusal(error: ValidationError, fields: dict[str, Any]) -> GatewayError:
     problems = error.errors(include_url=False)
     name = str(problems[0]["loc"][0])
     if name in _ADVICE and problems[0]["type"] == "literal_error":
-        return invalid(f"{name} is {fields[name]!r}; {_ADVICE[name]}", name, "unsupported_value")
+        return invalid(f"{name} is {shown(fields[name])}; {_ADVICE[name]}", name, "unsupported_value")
     known = ", ".join(ImageRequest.model_fields)
     return from_validation([dict(problem) for problem in problems], f"; the fields of this route are {known}")
 

@@ -96,6 +96,25 @@ async def test_a_wrong_request_is_told_what_is_wrong_and_what_would_be_right(
 
 
 @pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        (CHAT, chat(model="x" * 100_000)),
+        (CHAT, chat(stream="x" * 100_000)),
+        (CHAT, chat(reasoning_effort="x" * 100_000)),
+        (CHAT, chat(reasoning=["x"] * 100_000)),
+        (IMAGES, image(model="x" * 100_000)),
+        (IMAGES, image(quality="x" * 100_000)),
+        (IMAGES, image(**{"x" * 100_000: 1})),
+    ],
+)
+async def test_an_error_repeats_only_the_beginning_of_what_was_wrong(route: str, body: Any) -> None:
+    async with live_gateway(image_settings()) as live, live.http() as http:
+        reply = await http.post(route, json=body)
+        assert reply.status_code in (400, 404)
+        assert len(reply.json()["error"]["message"]) < 1000
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "code", "said"),
     [
         ("GET", "/nothing", 404, "not_found", "/v1/chat/completions"),
