@@ -1,6 +1,6 @@
 """Image jobs: every image request is one, and each engine does one at a time, in order of arrival.
 
-`JobQueue.turn` is the only way to an engine; whoever leaves, waiting or working, leaves no trace in the queue.
+`JobQueue.place` is the only way to an engine; whoever leaves, waiting or working, leaves no trace in the queue.
 """
 
 from __future__ import annotations
