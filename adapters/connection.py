@@ -85,10 +85,6 @@ class UpstreamConnection(asyncio.Protocol):
         """Close at once: the upstream sees the connection go and stops working. An exchange that somebody waits for is lost."""
         self.fail(ConnectionLost("closed from this side", untouched=False))
 
-    def close(self) -> None:
-        self.closed = True
-        self._transport.close()
-
     # -- asyncio.Protocol -------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -96,7 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._done is None:  # bytes that nobody asked for: the connection cannot be trusted any more
-            self.close()
+            self.abort()
             return
         self._touched = True
         problem = self._parse(data)
