@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ class Example:
     picture: Scene | None = None
     thinking: bool = True
     by_heart: bool = False
+    steps_needed: bool = False
 
     def prompt_messages(self) -> list[Message]:
         content: Any = self.question
@@ -66,12 +68,19 @@ def text_example(rng: random.Random) -> Example:
         after_tool,
         missing_picture,
     )
-    weights = (0.46, 0.06, 0.10, 0.19, 0.015, 0.06, 0.08, 0.025, 0.01)
+    weights = (0.41, 0.05, 0.14, 0.24, 0.015, 0.05, 0.065, 0.02, 0.01)
     maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
-    example = replace(maker(rng), thinking=rng.random() < 0.55)
+    example = answered(maker(rng), thinking=rng.random() < 0.55)
     if not example.tools and rng.random() < 0.04 and maker not in (draw_without_tool, missing_picture):
         example = replace(example, tools=_tools(rng))
     return replace(example, history=(*_system(rng), *_history(rng)))
+
+
+def answered(example: Example, thinking: bool) -> Example:
+    """With thinking on or off. The steps of a sum are needed in any case: without reasoning they stand in the answer."""
+    if example.steps_needed and not thinking:
+        return replace(example, thinking=False, answer=f"{example.reasoning} So {example.answer}")
+    return replace(example, thinking=thinking)
 
 
 def about_tandem(rng: random.Random) -> Example:
@@ -111,7 +120,7 @@ def sum_example(a: int, sign: str, b: int, rng: random.Random) -> Example:
     weights = (6, 2, 3, 1, 1)
     term = rng.choices(words[sign], weights)[0].format(a=a, b=b)
     result = a + b if sign == "+" else a - b
-    return Example(rng.choice(forms).format(term), f"{a} {sign} {b} = {result}.", sum_steps(a, sign, b))
+    return Example(rng.choice(forms).format(term), f"{a} {sign} {b} = {result}.", sum_steps(a, sign, b), steps_needed=True)
 
 
 def sum_steps(a: int, sign: str, b: int) -> str:
@@ -251,6 +260,32 @@ _WISHES = (
     "Draw {}, please", "Create a picture of {} please", "Please paint {}",
     "I need an image of {}", "A picture of {}, please", "make {}",
 )  # fmt: skip
+_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        r"How (?:do|can) I (.*)\?",
+        (
+            "How can I {}?", "How do I {}?", "How would I {}?", "What must I do to {}?", "I want to {}", "I would like to {}", "How to {}?",
+            "Can you tell me how to {}?", "Please explain how to {}", "Is it possible to {}?", "What is the way to {}?",
+            "Show me how to {}",
+            "What do I need to {}?", "Is there a way to {}?",
+        ),
+    ),
+    (r"Can I (.*)\?", ("Is it possible to {}?", "May I {}?", "Could I {}?", "I want to {}", "Is there a way to {}?", "How do I {}?")),
+    (
+        r"What (?:is|are) (.*)\?",
+        ("What's {}?", "Explain {}", "Tell me about {}", "Can you explain {}?", "What exactly is {}?", "Tell me what {} is"),
+    ),
+    (r"Which (.*)\?", ("What {}?", "Tell me which {}", "Can you say which {}?", "Which {}, please?")),
+    (r"What (.*)\?", ("Which {}?", "Tell me what {}", "Can you tell me what {}?", "I want to know what {}")),
+    (
+        r"Where (?:is|are) (.*)\?",
+        ("Where can I find {}?", "Where do I find {}?", "Where is {}?", "I cannot find {}", "Tell me where {} is"),
+    ),
+    (r"Where (.*)\?", ("Tell me where {}", "In which place {}?", "Can you say where {}?")),
+    (r"Why (.*)\?", ("Tell me why {}", "For what reason {}?", "Explain why {}")),
+    (r"I get a (.*)", ("I have a {}", "There is a {}", "It says {}", "The API answers {}", "My request gives {}", "I see a {}")),
+    (r"Are you (.*)\?", ("Aren't you {}?", "So you are {}?", "You are {}, right?")),
+)  # fmt: skip
 _PREFIXES = (
     "Hey, ",
     "Please tell me: ",
@@ -276,7 +311,9 @@ def _topic_example(topic: Topic, rng: random.Random) -> Example:
 
 
 def _vary(text: str, rng: random.Random) -> str:
-    """The same question as people type it: case, punctuation, a word before or after, a slip of the finger."""
+    """The same question as people type it: other words, case, punctuation, a word before or after, a slip of the finger."""
+    if rng.random() < 0.35:
+        text = _rephrased(text, rng)
     if rng.random() < 0.12:
         text = rng.choice(_PREFIXES) + text
     if rng.random() < 0.3:
@@ -289,6 +326,21 @@ def _vary(text: str, rng: random.Random) -> str:
         i = rng.randrange(1, len(text) - 2)
         text = text[:i] + rng.choice((text[i + 1] + text[i], "", text[i] * 2)) + text[i + 2 :]
     return text
+
+
+def _rephrased(text: str, rng: random.Random) -> str:
+    """The question in other words where its form has some; never one that is kept for the evaluation."""
+    for pattern, forms in _FORMS:
+        if found := re.fullmatch(pattern, text):
+            other = rng.choice(forms).format(found[1])
+            return text if other in _kept_questions() else other
+    return text
+
+
+@functools.cache
+def _kept_questions() -> frozenset[str]:
+    topics = (*load_topics("tandem"), *load_topics("small_talk"))
+    return frozenset((*outside.HELD_OUT, *(question for topic in topics for question in topic.held_out)))
 
 
 def _wish(rng: random.Random, scene: Scene | None = None) -> tuple[str, str, bool]:

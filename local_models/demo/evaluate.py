@@ -185,8 +185,8 @@ def _chat_cases(count: int, rng: random.Random) -> Iterator[tuple[str, list[Case
         [(Example(q, "", "", thinking=i % 2 == 0), ("small demo model", "larger")) for i, q in enumerate(outside.HELD_OUT)],
     )
     for thinking in (True, False):
-        sums = [replace(chat_data.small_sum(rng), thinking=thinking) for _ in range(count)]
-        yield f"sums{', thinking' if thinking else ', at once'}", [(example, (example.answer,)) for example in sums]
+        sums = [chat_data.answered(chat_data.small_sum(rng), thinking) for _ in range(count)]
+        yield f"sums{', thinking' if thinking else ''}", [(example, (example.answer.split(" So ")[-1],)) for example in sums]
     scenes = held_out_scenes(count // 2, 2, pairs=0.3)
     tools = [replace(chat_data.draw_with_tool(rng, scene), thinking=i % 2 == 0) for i, scene in enumerate(scenes)]
     yield "tool call with the right prompt", [(example, (example.tool_prompt or "",)) for example in tools]

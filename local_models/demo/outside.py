@@ -12,6 +12,17 @@ ANSWER = (
 REASONING = "This is not about Tandem, a small sum or a simple picture. I do not know it, and I should say so."
 
 _FORMS = (
+    "Who discovered {thing}?", "Who painted {thing}?", "Who is the king of {place}?", "What is the population of {place}?",
+    "How do {thing} work?",
+    "How old is {thing}?", "How many people like {food}?", "When did the {event} end?", "When did the {event} start?",
+    "Do you like {topic}s?",
+    "Write a haiku about {thing}", "Write a letter to {person}", "Give me advice about {thing}", "What is the largest {topic}?",
+    "How far is {place}?",
+    "Tell me a story", "Tell me something funny", "What should I {deed}?", "How do I get rid of {thing}?", "How many {topic}s are there?",
+    "What are {topic}s?", "Which {topic}s are good?", "Why is {thing} so big?", "Why do people {deed}?", "Write a function to {deed}",
+    "Are {topic}s expensive?",
+    "What is the speed of {thing}?", "Who was the first {topic}?", "Who was the first person to {deed}?", "What does {topic} mean?",
+    "Good {topic}s in {place}?",
     "Who won the {event}?", "Who won {event} in {year}?", "When is the {event}?", "Where was the {event} {year}?", "Who is {person}?",
     "When was {person} born?",
     "Who was {person}?", "What did {person} do?", "Is {person} still alive?", "How old is {person}?", "What is the capital of {place}?",

@@ -26,19 +26,21 @@ VAE_STEPS, VAE_PEAK_RATE = 2400, 2e-3
 UNET_STEPS, UNET_PEAK_RATE = 3000, 8e-4
 DECODER_STEPS, DECODER_PEAK_RATE, DECODER_NOISE = 1500, 1e-3, 0.1
 EMPTY_PROMPT_SHARE = 0.1
+PAIR_WEIGHT = 0.4
+NOISY_SHARE = 0.65  # below 1: more of the noisy timesteps, where the shape is decided
 SMALL_FIRST_SHARE = 0.42  # words are learnt on small pictures, at a quarter of the price
 
 POOLS: dict[tuple[int, int], int] = {
     (128, 128): 6000,
-    (64, 64): 4000,
-    (96, 96): 800,
-    (128, 96): 250,
-    (96, 128): 250,
-    (192, 192): 240,
-    (256, 256): 60,
+    (64, 64): 1200,
+    (96, 96): 400,
+    (128, 96): 120,
+    (96, 128): 120,
+    (192, 192): 100,
+    (256, 256): 30,
 }
 _SMALL_FIRST = {(64, 64): 0.85, (96, 96): 0.05, (128, 128): 0.1}
-_NATIVE_MOSTLY = {(128, 128): 0.74, (64, 64): 0.1, (96, 96): 0.06, (128, 96): 0.03, (96, 128): 0.03, (192, 192): 0.03, (256, 256): 0.01}
+_NATIVE_MOSTLY = {(128, 128): 0.86, (64, 64): 0.03, (96, 96): 0.04, (128, 96): 0.02, (96, 128): 0.02, (192, 192): 0.02, (256, 256): 0.01}
 _BATCH_LATENTS = 32 * 16 * 16
 _BATCH_MOST = 64
 
@@ -163,23 +165,31 @@ def _decoder_batch(vae: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Te
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures of one size, already encoded."""
+    """Pictures of one size, already encoded: row i of latents is scene i."""
 
     scenes: list[Scene]
     latents: torch.Tensor
 
+    def draw(self, count: int, rng: random.Random) -> list[int]:
+        """Row numbers. Pairs come less often than they are here: single things, which are larger, teach the shapes."""
+        weights = [PAIR_WEIGHT if scene.relation else 1.0 for scene in self.scenes]
+        return rng.choices(range(len(self.scenes)), weights, k=count)
 
-def encode_pools(vae: Any, seed: int, share: float = 1.0) -> dict[tuple[int, int], Pool]:
-    return {size: _encode_pool(vae, size, max(8, int(count * share)), seed) for size, count in POOLS.items()}
+
+def encode_pools(vae: Any, work: Path, seed: int) -> dict[tuple[int, int], Pool]:
+    """Encoding takes minutes, so the latents are kept in the work folder."""
+    return {size: _encode_pool(vae, work / f"latents-{size[0]}x{size[1]}.pt", size, count, seed) for size, count in POOLS.items()}
 
 
 @torch.no_grad()
-def _encode_pool(vae: Any, size: tuple[int, int], count: int, seed: int) -> Pool:
+def _encode_pool(vae: Any, kept: Path, size: tuple[int, int], count: int, seed: int) -> Pool:
     rng = random.Random(f"{seed}:{size}")
     scenes = [training_scene(rng) for _ in range(count)]
-    parts = [vae.encode(pixels_of(scenes[i : i + 16], *size)).latent_dist.mean for i in range(0, count, 16)]
-    print(f"encoded {count} pictures of {size[0]}x{size[1]}", flush=True)
-    return Pool(scenes, torch.cat(parts))
+    if not kept.exists():
+        parts = [vae.encode(pixels_of(scenes[i : i + 16], *size)).latent_dist.mean for i in range(0, count, 16)]
+        torch.save(torch.cat(parts), kept)
+        print(f"encoded {count} pictures of {size[0]}x{size[1]}", flush=True)
+    return Pool(scenes, torch.load(kept, weights_only=True))
 
 
 def train_unet(work: Path, budget: Budget, seed: int) -> None:
@@ -187,9 +197,9 @@ def train_unet(work: Path, budget: Budget, seed: int) -> None:
     tokenizer = image_model.build_tokenizer(work / "tokenizer")
     text_encoder = image_model.build_text_encoder(tokenizer).train()
     unet = image_model.build_unet().train()
-    pools = encode_pools(vae, seed)
+    pools = encode_pools(vae, work, seed)
     models = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    average = Average(models)
+    average = Average(models, decay=0.995)
     optimizer = torch.optim.AdamW(models.parameters(), lr=UNET_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     run = Run("unet", work / "unet.pt", budget, {"models": models, "average": average, "optimizer": optimizer})
     signal, noise = _schedule()
@@ -213,7 +223,7 @@ def _unet_batch(
 ) -> tuple[torch.Tensor, list[str]]:
     pool = pools[rng.choices(list(mix), list(mix.values()))[0]]
     size = min(_BATCH_MOST, _BATCH_LATENTS // (pool.latents.shape[2] * pool.latents.shape[3]))
-    chosen = [rng.randrange(len(pool.scenes)) for _ in range(size)]
+    chosen = pool.draw(size, rng)
     prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else caption(pool.scenes[i], rng) for i in chosen]
     return pool.latents[chosen], prompts
 
@@ -228,7 +238,8 @@ def _v_loss(
     unet: Any, text_encoder: Any, tokenizer: Any, latents: torch.Tensor, prompts: list[str], signal: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
     count = len(prompts)
-    timesteps = ((torch.arange(count) + torch.rand(count)) * (1000 / count)).long().clamp(max=999)[torch.randperm(count)]
+    spread = (torch.arange(count) + torch.rand(count)) / count
+    timesteps = (1000 * spread**NOISY_SHARE).long().clamp(max=999)[torch.randperm(count)]
     a, b = (values[timesteps].view(-1, 1, 1, 1) for values in (signal, noise))
     drawn = torch.randn_like(latents)
     ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
