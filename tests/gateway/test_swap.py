@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from adapters.build import engine_specs
 from config.schema import Settings
+from local_models.launch import resolve_model
 from local_models.runtime import Runtime
 from tests.gateway.live import KEY, Live, live_gateway, settings_of
 from tests.openrouter_like import COST, openrouter_like
@@ -20,6 +22,7 @@ from tests.scripted_upstream import answering, scripted_upstream
 
 TESTS = Path(__file__).parent.parent
 FAKE_VLLM = {"kind": "vllm", "python": sys.executable, "env": {"PYTHONPATH": str(TESTS / "fake_vllm")}, "max_restarts": 3}
+REAL_VLLM = os.environ.get("TANDEM_TEST_VLLM")
 DEMO = {"kind": "transformers", "env": {"OMP_NUM_THREADS": "1"}}
 CHAT = "/v1/chat/completions"
 
@@ -72,6 +75,17 @@ async def test_against_something_like_openrouter() -> None:
 
 async def test_against_something_like_vllm_that_tandem_starts(tmp_path: Path) -> None:
     async with live_gateway(one_model(("here", "Qwen/Qwen3.5-9B"), upstreams={"here": FAKE_VLLM}), data_dir=tmp_path) as live:
+        check(await run_client(live))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not REAL_VLLM, reason="TANDEM_TEST_VLLM does not name the Python of an environment that has vLLM")
+async def test_against_the_real_vllm(tmp_path: Path) -> None:
+    arguments = {"max-model-len": 2048, "enforce-eager": True, "reasoning-parser": "qwen3"}
+    upstream = {"kind": "vllm", "python": REAL_VLLM, "device": "cpu", "args": arguments, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+    demo = str(resolve_model("builtin:demo"))
+    async with live_gateway(one_model(("here", demo), upstreams={"here": upstream}), data_dir=tmp_path) as live:
         check(await run_client(live))
 
 
