@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -53,12 +54,17 @@ class ChatCompletions:
             return
         except ClientDisconnect:
             return
-        call = ChatCall(body, fields, request_id)
+        call = ChatCall(body, fields, _upstream_request_id(request_id))
         with Departure(receive):
             if fields.get("stream"):
                 await _stream(route, call, ClientStream(send, headers))
             else:
                 await _complete(route, call, send, headers)
+
+
+def _upstream_request_id(request_id: str) -> str:
+    """An id that no other request has, for vLLM keys its engine by it and a client may send one id twice. Begins with the client's."""
+    return f"{request_id}-{secrets.token_hex(4)}"
 
 
 async def _stream(route: Route[ChatUpstream], call: ChatCall, client: ClientStream) -> None:

@@ -54,7 +54,7 @@ async def test_bytes_pass_untouched_and_the_reply_says_who_answered() -> None:
         assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert reply.headers["x-request-id"] == "mine-1"
         assert reply.headers["x-tandem-upstream"] == "up0"
-        assert upstream.asked[0].headers["x-request-id"] == "mine-1"
+        assert upstream.asked[0].headers["x-request-id"].startswith("mine-1-")  # never the same twice: vLLM keys its engine by it
         assert "traceparent" not in upstream.asked[0].headers
 
 
