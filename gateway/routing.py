@@ -12,7 +12,7 @@ from adapters.base import ChatUpstream, ImageUpstream
 from adapters.build import chat_upstream, image_upstream
 from adapters.errors import UpstreamError
 from config.schema import Deployment, ModelSpec, Settings
-from gateway.errors import GatewayError, unavailable, unknown_model
+from gateway.errors import unavailable, unknown_model
 from local_models.errors import EngineError
 from local_models.runtime import Runtime
 
@@ -39,6 +39,10 @@ class Route(Generic[AnyUpstream]):
     def usable(self) -> list[Target[AnyUpstream]]:
         return [target for target in self.targets if target.problem is None]
 
+    def close(self) -> None:
+        for target in self.targets:
+            target.upstream.close()
+
 
 def another_may_help(error: UpstreamError | EngineError) -> bool:
     """Whether the next target may answer where one failed with `error`: not where the request itself is at fault."""
@@ -49,57 +53,42 @@ class Router:
     """Every route of one configuration."""
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
-        self.settings = settings
         self._chat: dict[str, Route[ChatUpstream]] = {}
         self._image: dict[str, Route[ImageUpstream]] = {}
         for model in settings.models:
             problems = [settings.key_problem(deployment.upstream) for deployment in model.deployments]
             if model.kind == "chat":
-                self._chat[model.name] = Route(
-                    model,
-                    tuple(
-                        Target(deployment, chat_upstream(settings, model, deployment, runtime), problem)
-                        for deployment, problem in zip(model.deployments, problems, strict=True)
-                    ),
-                )
+                chats = [chat_upstream(settings, model, deployment, runtime) for deployment in model.deployments]
+                self._chat[model.name] = _route(model, chats, problems)
             else:
-                self._image[model.name] = Route(
-                    model,
-                    tuple(
-                        Target(deployment, image_upstream(deployment, runtime), problem)
-                        for deployment, problem in zip(model.deployments, problems, strict=True)
-                    ),
-                )
+                images = [image_upstream(deployment, runtime) for deployment in model.deployments]
+                self._image[model.name] = _route(model, images, problems)
 
     def chat(self, name: str) -> Route[ChatUpstream]:
         """Raises GatewayError (404, 503)."""
-        route = self._chat.get(name)
-        if route is None:
+        if name not in self._chat:
             raise unknown_model(name, "chat", list(self._chat), name in self._image)
-        return _usable(route)
+        return _usable(self._chat[name])
 
     def image(self, name: str) -> Route[ImageUpstream]:
         """Raises GatewayError (404, 503)."""
-        route = self._image.get(name)
-        if route is None:
+        if name not in self._image:
             raise unknown_model(name, "image", list(self._image), name in self._chat)
-        return _usable(route)
+        return _usable(self._image[name])
 
     def close(self) -> None:
         for chat_route in self._chat.values():
-            for chat_target in chat_route.targets:
-                chat_target.upstream.close()
+            chat_route.close()
         for image_route in self._image.values():
-            for image_target in image_route.targets:
-                image_target.upstream.close()
+            image_route.close()
+
+
+def _route(model: ModelSpec, upstreams: list[AnyUpstream], problems: list[str | None]) -> Route[AnyUpstream]:
+    return Route(model, tuple(Target(*parts) for parts in zip(model.deployments, upstreams, problems, strict=True)))
 
 
 def _usable(route: Route[AnyUpstream]) -> Route[AnyUpstream]:
     if not route.usable:
-        raise _no_usable_deployment(route)
+        reasons = "; ".join(f"'{target.deployment.upstream}': {target.problem}" for target in route.targets)
+        raise unavailable(f"the model '{route.model.name}' has no usable deployment: {reasons}", "no_usable_deployment", None)
     return route
-
-
-def _no_usable_deployment(route: Route[AnyUpstream]) -> GatewayError:
-    reasons = "; ".join(f"'{target.deployment.upstream}': {target.problem}" for target in route.targets)
-    return unavailable(f"the model '{route.model.name}' has no usable deployment: {reasons}", "no_usable_deployment", None)
