@@ -39,11 +39,7 @@ async def run_job(job: ImageJob, route: Route[ImageUpstream], queues: dict[str, 
             return
         except (UpstreamError, EngineError) as error:
             if job.step or target is usable[-1] or not another_may_help(error):
-                job.state = "failed"
                 raise
-        except (GeneratorExit, asyncio.CancelledError):
-            job.state = "cancelled"
-            raise
 
 
 async def _run_on(job: ImageJob, target: Target[ImageUpstream], queue: JobQueue, runtime: Runtime) -> AsyncGenerator[Event, None]:
@@ -55,7 +51,7 @@ async def _run_on(job: ImageJob, target: Target[ImageUpstream], queue: JobQueue,
             async for event in events:
                 if (translated := _translate(job, event)) is not None:
                     yield translated
-        if job.state != "done":
+        if not job.done:
             raise bad_reply(target.deployment.engine_id, "no more events before its job was done")
 
 
@@ -67,10 +63,9 @@ async def _with_loading(job: ImageJob, target: Target[ImageUpstream], runtime: R
         while not first.done():
             status = runtime.status(target.deployment.engine_id)
             if status.state == "starting":
-                job.state = "loading"
+                job.started_at = time.monotonic()  # loading is no measure of drawing
                 yield {"type": "loading", "progress": status.progress, "stage": status.stage}
             await asyncio.wait({first}, timeout=LOADING_REPORT_S)
-        job.state = "running"
         if (event := first.result()) is not None:
             yield event
         async for event in engine_events:
@@ -99,7 +94,7 @@ def _translate(job: ImageJob, event: Event) -> Event | None:
             error = event["error"]
             raise GatewayError(500, error["message"], error.get("code"), error.get("type") or "api_error", error.get("param"))
         case "done":
-            job.state = "done"
+            job.done = True
     return None
 
 

@@ -11,26 +11,28 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from config.schema import DiffusersUpstream, Settings
 from gateway.errors import queue_full
 
-State = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
 FIRST_GUESS_S = 5.0  # how long a job takes, as long as none has been seen
 
 
 @dataclass(slots=True, eq=False)
 class ImageJob:
-    """One image request on its way. request: what the worker is asked for; position: jobs ahead of it; times from time.monotonic()."""
+    """One image request on its way.
+
+    request: what the worker is asked for. position: jobs ahead of it. step: of all its pictures together. started_at: when its turn came
+    and the engine was there, from time.monotonic().
+    """
 
     id: str
     model: str
     request: dict[str, Any]
-    state: State = "queued"
     position: int = 0
     step: int = 0
-    created_at: float = field(default_factory=time.monotonic)
+    done: bool = False
     started_at: float | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -76,7 +78,7 @@ class JobQueue:
             self._jobs.remove(job)
             for position, other in enumerate(self._jobs):
                 other.move(position)
-            if job.state == "done" and job.started_at is not None:
+            if job.done and job.started_at is not None:
                 self._typical_s += 0.3 * (time.monotonic() - job.started_at - self._typical_s)
 
     @staticmethod
