@@ -19,6 +19,7 @@ from adapters.build import engine_specs
 from config.schema import Settings
 from gateway.app import create_app
 from gateway.auth import KeyRing
+from gateway.upgrades import DeafToUpgrades
 from local_models.runtime import Runtime
 
 GRACE_S = 3  # for answers that still run when the gateway is told to stop
@@ -42,7 +43,7 @@ async def serve(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=DeafToUpgrades,
         ws="none",
         lifespan="off",
         log_level="warning",

@@ -19,6 +19,7 @@ from adapters.build import engine_specs
 from config.schema import Settings
 from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
+from gateway.upgrades import DeafToUpgrades
 from local_models.errors import StartFailed
 from local_models.launch import EngineSpec
 from local_models.runtime import EngineStatus, Lease, Runtime
@@ -85,7 +86,7 @@ async def live_gateway(settings: Settings, runtime: Runtime | None = None, *, da
     app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"))
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals belong to pytest

@@ -369,3 +369,12 @@ async def test_stopping_the_gateway_ends_a_stream_with_an_error_event() -> None:
             async for part in parts:
                 received += part
         assert json.loads(received.strip().split("\n\n")[-1][6:])["error"]["code"] == "shutting_down"
+
+
+async def test_a_client_that_offers_http_2_is_answered_in_http_1() -> None:
+    async with scripted_upstream(answering("ok")) as upstream, live_gateway(chat_settings(upstream.base_url)) as live, live.http() as http:
+        offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"}
+        for _ in range(2):
+            reply = await http.post(CHAT, json={"model": "m", "messages": HELLO}, headers=offer)
+            assert (reply.status_code, reply.http_version) == (200, "HTTP/1.1")
+        assert upstream.asked[0].json["messages"] == HELLO
