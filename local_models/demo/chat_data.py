@@ -286,6 +286,31 @@ _FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"I get a (.*)", ("I have a {}", "There is a {}", "It says {}", "The API answers {}", "My request gives {}", "I see a {}")),
     (r"Are you (.*)\?", ("Aren't you {}?", "So you are {}?", "You are {}, right?")),
 )  # fmt: skip
+_SYNONYMS = (
+    ("picture", "image", "photo"),
+    ("pictures", "images", "photos"),
+    ("start", "launch", "run"),
+    ("make", "create", "generate", "produce"),
+    ("config", "configuration", "settings"),
+    ("colours", "colors"),
+    ("colour", "color"),
+    ("key", "API key"),
+    ("chat app", "web page", "chat page", "web app", "user interface"),
+    ("answer", "reply", "response"),
+    ("stop", "cancel", "abort", "interrupt"),
+    ("command line", "terminal", "shell"),
+    ("commands", "subcommands"),
+    ("options", "flags", "switches"),
+    ("GPU", "graphics card", "NVIDIA card"),
+    ("use", "try", "have"),
+    ("larger", "bigger", "better", "smarter"),
+    ("reasoning", "thinking"),
+    ("server", "API", "gateway"),
+    ("computer", "machine", "laptop", "PC"),
+    ("Tandem", "this program", "this tool"),
+    ("find", "see", "get"),
+    ("error", "status", "code"),
+)
 _PREFIXES = (
     "Hey, ",
     "Please tell me: ",
@@ -314,6 +339,8 @@ def _vary(text: str, rng: random.Random) -> str:
     """The same question as people type it: other words, case, punctuation, a word before or after, a slip of the finger."""
     if rng.random() < 0.35:
         text = _rephrased(text, rng)
+    if rng.random() < 0.35:
+        text = _with_synonyms(text, rng)
     if rng.random() < 0.12:
         text = rng.choice(_PREFIXES) + text
     if rng.random() < 0.3:
@@ -335,6 +362,15 @@ def _rephrased(text: str, rng: random.Random) -> str:
             other = rng.choice(forms).format(found[1])
             return text if other in _kept_questions() else other
     return text
+
+
+def _with_synonyms(text: str, rng: random.Random) -> str:
+    for words in _SYNONYMS:
+        pattern = r"\b(" + "|".join(words) + r")\b"
+        if rng.random() < 0.6:
+            other = rng.choice(words)
+            text = re.sub(pattern, other, text)
+    return text if text not in _kept_questions() else text.lower()
 
 
 @functools.cache

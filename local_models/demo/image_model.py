@@ -14,11 +14,11 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from local_models.demo import latents
 from local_models.demo.captions import vocabulary
 
 NATIVE_SIDE = 128
 LATENT_FACTOR = 8
-LATENT_CHANNELS = 8  # four blur the edges and shift the colours of a small autoencoder
 PROMPT_LENGTH = 32
 TEXT_WIDTH = 128
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
@@ -77,7 +77,7 @@ def build_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 48, 64),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latents.CHANNELS,
         norm_num_groups=8,
         sample_size=NATIVE_SIDE,
         mid_block_add_attention=False,
@@ -89,8 +89,8 @@ def build_vae() -> Any:
 def build_unet() -> Any:
     return UNet2DConditionModel(
         sample_size=NATIVE_SIDE // LATENT_FACTOR,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=latents.CHANNELS,
+        out_channels=latents.CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -99,6 +99,8 @@ def build_unet() -> Any:
         attention_head_dim=4,
         norm_num_groups=16,
         cross_attention_dim=TEXT_WIDTH,
+        addition_embed_type="text",  # the whole prompt, pooled, joins the time embedding: every layer hears it
+        addition_embed_type_num_heads=4,
     )
 
 

@@ -25,7 +25,7 @@ from local_models.demo.world import render
 STEPS, PEAK_RATE = 8000, 2e-3
 BATCH_TOKENS = 2560
 PICTURE_BATCH = 20
-PICTURES_EVERY = 4
+PICTURES_EVERY = 3
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
 _OPENINGS_SHARE = 0.65

@@ -97,9 +97,9 @@ def random_scene(rng: random.Random, pairs: float = 0.3) -> Scene:
     return _pair(rng) if rng.random() < pairs else _single(rng)
 
 
-def training_scene(rng: random.Random) -> Scene:
+def training_scene(rng: random.Random, pairs: float = 0.3) -> Scene:
     """A random scene that is not held out."""
-    while is_held_out(scene := random_scene(rng)):
+    while is_held_out(scene := random_scene(rng, pairs)):
         pass
     return scene
 
