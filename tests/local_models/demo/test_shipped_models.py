@@ -90,7 +90,7 @@ def test_it_draws_what_is_asked_for(pipeline: Any) -> None:
     verdicts = [judge(scene, picture) for scene, picture in zip(wishes.values(), draw(pipeline, list(wishes), seed=0), strict=True)]
     assert sum(verdict.background for verdict in verdicts) == len(verdicts)
     assert sum(verdict.colour for verdict in verdicts) >= len(verdicts) - 1
-    # Outlines are right in about a third of the cases so far (docs/models/demo-image.md): not asked for here.
+    # Outlines are right in nearly half of the cases so far (docs/models/demo-image.md): not asked for here.
 
 
 @pytest.mark.parametrize("side", [64, 96, 256])
