@@ -130,9 +130,14 @@ def test_a_chatty_orphan_does_not_keep_the_guard(tmp_path: Path) -> None:
         assert process.wait(timeout=10) == 0
 
 
-def supervisor(folder: Path, count: int, *flags: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def supervisor(folder: Path, count: int, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "tests.local_models.supervise", str(folder), str(count), *flags]
-    return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # or leaving the block would wait for ever where an assertion has failed
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -141,7 +146,7 @@ def test_nothing_is_left_when_tandem_is_killed(tmp_path: Path, number: signal.Si
     with supervisor(tmp_path, 2, "--descendants", "session", "--stubborn") as tandem:
         assert tandem.stdout is not None
         assert tandem.stdout.readline() == b"ready\n"
-        assert len(engines.running()) == 6
+        wait_for(lambda: len(engines.running()) == 6, "all of them run")  # a descendant may be later than its engine
         guards = {psutil.Process(pid).ppid() for pid in engines.pids()} - set(engines.pids())
         tandem.send_signal(number)
         tandem.wait(timeout=10)
