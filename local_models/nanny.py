@@ -57,9 +57,12 @@ class Log:
     def _write(self, data: bytes) -> None:
         try:
             while data:
-                if self.written >= self.half:
+                room = max(0, self.half - self.written)
+                end = len(data) if len(data) <= room else data.rfind(b"\n", 0, room) + 1
+                if end == 0 and self.written:  # not one more whole line fits
                     self._turn_over()
-                data = data[os.write(LOG, data[: self.half]) :]
+                    continue
+                data = data[os.write(LOG, data[: end or room]) :]
                 self.written = os.fstat(LOG).st_size
         except OSError:
             return  # a full disk must not take the engine down
@@ -69,6 +72,7 @@ class Log:
         fresh = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(fresh, LOG)
         os.close(fresh)
+        self.written = 0
 
 
 def report(line: str) -> None:
