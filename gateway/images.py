@@ -98,21 +98,28 @@ def _translate(job: ImageJob, event: Event) -> Event | None:
     return None
 
 
-def _completed(job: ImageJob, event: Event) -> Event:
+def _made_with(job: ImageJob) -> Event:
+    """What a reply says of the job as a whole, streamed or not."""
     return {
-        "type": "image_generation.completed",
         "job_id": job.id,
         "model": job.model,
-        "created_at": int(time.time()),
-        "b64_json": event["b64_json"],
-        "image_index": event["image_index"],
-        "seed": event["seed"],
-        "size": f"{event['width']}x{event['height']}",
         "output_format": "png",
         "quality": "auto",
         "background": "opaque",
         "num_inference_steps": job.request["num_inference_steps"],
         "guidance_scale": job.request.get("guidance_scale"),
+    }
+
+
+def _completed(job: ImageJob, event: Event) -> Event:
+    return {
+        "type": "image_generation.completed",
+        **_made_with(job),
+        "created_at": int(time.time()),
+        "b64_json": event["b64_json"],
+        "image_index": event["image_index"],
+        "seed": event["seed"],
+        "size": f"{event['width']}x{event['height']}",
         "duration_s": event["duration_s"],
     }
 
@@ -123,14 +130,8 @@ async def collect(job: ImageJob, events: AsyncGenerator[Event, None]) -> Event:
     return {
         "created": int(time.time()),
         "data": [{"b64_json": event["b64_json"], "seed": event["seed"]} for event in completed],
-        "model": job.model,
-        "job_id": job.id,
         "size": f"{job.request['width']}x{job.request['height']}",
-        "output_format": "png",
-        "quality": "auto",
-        "background": "opaque",
-        "num_inference_steps": job.request["num_inference_steps"],
-        "guidance_scale": job.request.get("guidance_scale"),
+        **_made_with(job),
     }
 
 
