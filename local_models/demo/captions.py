@@ -6,8 +6,9 @@ A caption may leave a colour, a size or the background open; what it does say is
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
-from local_models.demo.world import OPPOSITE, Relation, Scene, Thing
+from local_models.demo.world import OPPOSITE, Relation, Scene, Size, Thing
 
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "red": ("red", "crimson", "scarlet"),
@@ -45,6 +46,7 @@ RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
     "below": ("below", "under", "beneath"),
     "inside": ("inside", "in", "within"),
 }
+ANY_SHAPE = ("shape", "thing", "object", "something", "figure", "form")
 OPENINGS = (
     "draw", "draw me", "paint", "make", "please draw", "show me", "create", "generate", "a picture of", "an image of", "picture of",
     "image of", "a drawing of", "a painting of", "a photo of", "i want", "can you draw",
@@ -57,7 +59,6 @@ EXTRAS = (
     "clean",
     "minimal",
     "bright",
-    "shape",
     "coloured",
     "colored",
     "with",
@@ -68,20 +69,66 @@ EXTRAS = (
 )
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a prompt says of one shape; None is left open."""
+
+    shape: str | None
+    colour: str | None
+    size: Size | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a prompt says. Of two things, which both have shape and colour, the left, the upper or the inner one comes first."""
+
+    things: tuple[Said, ...]
+    background: str | None = None
+    relation: Relation | None = None
+
+
+def wish_of(scene: Scene, rng: random.Random, complete: bool = False) -> Wish:
+    """Something that the scene fulfils. complete: leaves neither shape nor colour nor background open."""
+    background = scene.background if complete or rng.random() > 0.14 else None
+    if scene.relation:
+        first, second = (Said(thing.shape, thing.colour) for thing in scene.things)
+        if scene.relation in ("right of", "below"):
+            return Wish((second, first), background, OPPOSITE[scene.relation])
+        return Wish((first, second), background, scene.relation)
+    thing = scene.things[0]
+    says_size = rng.random() < (0.7 if thing.size != "medium" else 0.15)
+    shape: str | None = thing.shape
+    colour: str | None = thing.colour
+    if not complete:
+        left_open = rng.random()
+        colour = None if left_open < 0.08 else colour
+        shape = None if 0.08 < left_open < 0.16 else shape
+        if left_open > 0.98:
+            return Wish((Said(None, colour),))
+    return Wish((Said(shape, colour, thing.size if says_size else None),), background)
+
+
 def caption(scene: Scene, rng: random.Random) -> str:
     """A prompt that the scene fulfils, in one of many phrasings."""
-    text = phrase(scene, rng)
+    return prompt_for(wish_of(scene, rng), rng)
+
+
+def prompt_for(wish: Wish, rng: random.Random) -> str:
+    """One of many ways to ask for it, with words around it that mean nothing."""
+    text = phrase_for(wish, rng)
     if rng.random() < 0.25:
         text = f"{rng.choice(OPENINGS)} {text}"
     return _noise(text, rng)
 
 
 def phrase(scene: Scene, rng: random.Random, complete: bool = False) -> str:
-    """What the caption says about the scene, without an opening. complete: leaves neither colour nor background open."""
-    body = _pair_phrase(scene, rng) if scene.relation else _thing_phrase(scene.things[0], rng, 0.0 if complete else 0.06)
-    if not complete and rng.random() < 0.12:
-        return body
-    return _with_background(body, scene.background, rng)
+    """What a caption says about the scene, without an opening. complete: leaves nothing open but the size."""
+    return phrase_for(wish_of(scene, rng, complete), rng)
+
+
+def phrase_for(wish: Wish, rng: random.Random) -> str:
+    body = _pair_phrase(wish, rng) if wish.relation else _thing_phrase(wish.things[0], rng)
+    return _with_background(body, wish.background, rng) if wish.background else body
 
 
 def plain_caption(scene: Scene) -> str:
@@ -94,7 +141,13 @@ def plain_caption(scene: Scene) -> str:
 
 def vocabulary() -> list[str]:
     """Every word a caption can hold, sorted."""
-    tables = (COLOUR_WORDS.values(), SHAPE_WORDS.values(), SIZE_WORDS.values(), RELATION_WORDS.values(), (OPENINGS, EXTRAS, _FILLERS))
+    tables = (
+        COLOUR_WORDS.values(),
+        SHAPE_WORDS.values(),
+        SIZE_WORDS.values(),
+        RELATION_WORDS.values(),
+        (ANY_SHAPE, OPENINGS, EXTRAS, _FILLERS),
+    )
     phrases = [phrase for table in tables for words in table for phrase in words]
     return sorted({word for phrase in phrases for word in phrase.replace("-", " ").split()})
 
@@ -102,37 +155,41 @@ def vocabulary() -> list[str]:
 _FILLERS = ("a an the on of is background backdrop colour color against there one single shown has its behind field size in that",)
 
 
-def _thing_phrase(thing: Thing, rng: random.Random, colourless: float) -> str:
-    colour = rng.choice(COLOUR_WORDS[thing.colour]) if rng.random() < 0.5 else thing.colour
-    shape = rng.choice(SHAPE_WORDS[thing.shape]) if rng.random() < 0.4 else thing.shape
-    says_size = rng.random() < (0.7 if thing.size != "medium" else 0.15)
-    size = rng.choice(SIZE_WORDS[thing.size]) if says_size else ""
-    if rng.random() < colourless:
-        colour = ""
+def _thing_phrase(said: Said, rng: random.Random) -> str:
+    colour = _word(COLOUR_WORDS, said.colour, rng, 0.5) if said.colour else ""
+    size = rng.choice(SIZE_WORDS[said.size]) if said.size else ""
+    if said.shape is None:
+        shape = "" if colour and rng.random() < 0.3 else rng.choice(ANY_SHAPE)
+    else:
+        shape = _word(SHAPE_WORDS, said.shape, rng, 0.4)
     form = rng.random()
-    if form < 0.12 and colour:
+    if form < 0.12 and colour and shape:
         return ", ".join(word for word in rng.sample([colour, shape, size], 3) if word)
-    if form < 0.2 and colour:
+    if form < 0.2 and colour and shape:
         return f"{_article(' '.join(filter(None, (size, shape))))} that is {colour}"
     words = [size, colour] if rng.random() < 0.85 else [colour, size]
     phrase = " ".join(filter(None, (*words, shape)))
-    return _article(phrase) if rng.random() < 0.8 else phrase
+    return _article(phrase) if shape and rng.random() < 0.8 else phrase
 
 
-def _pair_phrase(scene: Scene, rng: random.Random) -> str:
-    first, second = scene.things
-    relation = scene.relation
+def _pair_phrase(wish: Wish, rng: random.Random) -> str:
+    first, second = wish.things
+    relation = wish.relation
     assert relation is not None
-    if relation in OPPOSITE and rng.random() < 0.3:
+    if relation in OPPOSITE and rng.random() < 0.5:
         first, second, relation = second, first, OPPOSITE[relation]
-    names = [_pair_member(thing, rng) for thing in (first, second)]
+    names = [_pair_member(said, rng) for said in (first, second)]
     return f"{names[0]} {rng.choice(RELATION_WORDS[relation])} {names[1]}"
 
 
-def _pair_member(thing: Thing, rng: random.Random) -> str:
-    colour = rng.choice(COLOUR_WORDS[thing.colour]) if rng.random() < 0.3 else thing.colour
-    shape = rng.choice(SHAPE_WORDS[thing.shape]) if rng.random() < 0.25 else thing.shape
-    return _article(f"{colour} {shape}")
+def _pair_member(said: Said, rng: random.Random) -> str:
+    assert said.colour is not None
+    assert said.shape is not None
+    return _article(f"{_word(COLOUR_WORDS, said.colour, rng, 0.3)} {_word(SHAPE_WORDS, said.shape, rng, 0.25)}")
+
+
+def _word(table: dict[str, tuple[str, ...]], name: str, rng: random.Random, synonyms: float) -> str:
+    return rng.choice(table[name]) if rng.random() < synonyms else name
 
 
 def _with_background(body: str, background: str, rng: random.Random) -> str:

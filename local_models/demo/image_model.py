@@ -5,20 +5,20 @@ Every part is a plain diffusers or transformers class, so that `DiffusionPipelin
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from local_models.demo import latents
 from local_models.demo.captions import vocabulary
 
 NATIVE_SIDE = 128
-LATENT_FACTOR = 8
 PROMPT_LENGTH = 32
 TEXT_WIDTH = 128
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
@@ -26,6 +26,7 @@ START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 _PUNCTUATION = (",", ".", ":", ";", "!", "?", "-", "'", '"', "(", ")")
 _CHARACTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
 _END_OF_WORD = "</w>"
+_CONTROLNET_OPTIONS = inspect.signature(ControlNetModel).parameters
 
 
 def write_tokenizer_files(folder: Path) -> None:
@@ -73,9 +74,9 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 def build_vae() -> Any:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=latents.CHANNELS,
         norm_num_groups=8,
@@ -87,21 +88,30 @@ def build_vae() -> Any:
 
 
 def build_unet() -> Any:
+    """Attention only where the picture is 8 x 8; the pooled prompt joins the time embedding and is heard everywhere."""
     return UNet2DConditionModel(
-        sample_size=NATIVE_SIDE // LATENT_FACTOR,
+        sample_size=NATIVE_SIDE // latents.FACTOR,
         in_channels=latents.CHANNELS,
         out_channels=latents.CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 96, 128),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64, 128),
         layers_per_block=1,
         attention_head_dim=4,
         norm_num_groups=16,
         cross_attention_dim=TEXT_WIDTH,
-        addition_embed_type="text",  # the whole prompt, pooled, joins the time embedding: every layer hears it
+        addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
+
+
+def build_controlnet(unet: Any) -> Any:
+    """For edges: a copy of the UNet's first half, told by a picture of the pipeline's size. Two halvings bring that to the latents' size."""
+    shared = {name: value for name, value in unet.config.items() if name in _CONTROLNET_OPTIONS and not name.startswith("_")}
+    controlnet = ControlNetModel(**shared, conditioning_embedding_out_channels=(16, 32, 64))
+    controlnet.load_state_dict(unet.state_dict(), strict=False)
+    return controlnet
 
 
 def build_scheduler() -> Any:
@@ -114,6 +124,7 @@ def build_scheduler() -> Any:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # means nothing to trailing steps; diffusers warns of anything else
     )
 
 
@@ -141,6 +152,12 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     """Write the directory with half-precision weights; loaders cast them to the dtype they are asked for."""
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
+
+
+def save_controlnet(controlnet: Any, folder: Path) -> None:
+    controlnet.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
 

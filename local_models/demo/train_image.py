@@ -1,6 +1,6 @@
-"""Train demo-image: the autoencoder on the fixed latents, and the UNet together with its text encoder. Neither needs the other.
+"""Train demo-image in stages: the text encoder learns to read, the autoencoder to draw fixed latents, the UNet to draw what was read.
 
-    python -m local_models.demo.train_image --work DIR [--stage vae|unet|all] [--minutes N] [--out DIR]
+    python -m local_models.demo.train_image --work DIR [--stage text|vae|unet|all] [--minutes N] [--out DIR]
 
 Held-out scenes (`world.is_held_out`) are never drawn here; evaluate.py draws nothing else.
 """
@@ -9,41 +9,52 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
 
-from local_models.demo import image_model
-from local_models.demo.captions import caption
-from local_models.demo.latents import CHANNELS, latents_of
-from local_models.demo.training import Average, Budget, Run, learning_rate
-from local_models.demo.world import Scene, render, training_scene
+from local_models.demo import image_model, train_prompts
+from local_models.demo.captions import caption, wish_of
+from local_models.demo.latents import CHANNELS, FACTOR, latents_of
+from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate
+from local_models.demo.world import Scene, is_held_out, random_scene, render, training_scene
 
-VAE_STEPS, VAE_PEAK_RATE, VAE_NOISE = 3000, 1.5e-3, 0.15
-UNET_STEPS, UNET_PEAK_RATE = 6000, 8e-4
+TEXT_STEPS, TEXT_PEAK_RATE = 3000, 1.5e-3
+VAE_STEPS, VAE_PEAK_RATE, VAE_NOISE = 3000, 2e-3, 0.15
+UNET_STEPS, UNET_PEAK_RATE = 8000, 1e-3
 EMPTY_PROMPT_SHARE = 0.1
-PAIRS_SHARE = 0.2
+PAIRS_SHARE = 0.4
 LOG_VARIANCE = -9.0
 NOISY_SHARE = 0.75  # below 1: more of the noisy timesteps, where the shape is decided
 
-_SIZES = {(128, 128): 0.84, (64, 64): 0.04, (96, 96): 0.04, (128, 96): 0.02, (96, 128): 0.02, (192, 192): 0.03, (256, 256): 0.01}
-_BATCH_LATENTS = 32 * 16 * 16
-_BATCH_MOST = 64
+# Small pictures first: a step sees four times as many of them, and what is learnt of colours and places holds in any size.
+_SIZES_FIRST = {(64, 64): 0.6, (96, 96): 0.25, (128, 128): 0.15}
+_SIZES_LAST = {
+    (128, 128): 0.72, (64, 64): 0.07, (96, 96): 0.07, (160, 160): 0.03, (192, 192): 0.03, (256, 256): 0.02, (128, 96): 0.02,
+    (96, 128): 0.02, (192, 128): 0.01, (128, 192): 0.01,
+}  # fmt: skip
+_SMALL_FIRST = 0.35  # of the budget
+_BATCH_LATENTS = 32 * 32 * 32
+_BATCH_MOST = 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and encoded pictures; the same folder again resumes")
     parser.add_argument("--out", type=Path, help="pipeline directory to write when done")
-    parser.add_argument("--stage", choices=("vae", "unet", "all"), default="all")
+    parser.add_argument("--stage", choices=("text", "vae", "unet", "all"), default="all")
     parser.add_argument("--steps", type=int, help="budget of each stage in steps")
     parser.add_argument("--minutes", type=float, help="budget of each stage in minutes of wall time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
+    if options.stage in ("text", "all"):
+        train_text(options.work, Budget(options.steps or TEXT_STEPS, options.minutes), options.seed)
     if options.stage in ("vae", "all"):
         train_vae(options.work, Budget(options.steps or VAE_STEPS, options.minutes), options.seed)
     if options.stage in ("unet", "all"):
@@ -58,26 +69,57 @@ def pixels_of(scenes: list[Scene], width: int, height: int) -> torch.Tensor:
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
+def train_text(work: Path, budget: Budget, seed: int) -> None:
+    tokenizer = image_model.build_tokenizer(work / "tokenizer")
+    reader = train_prompts.Reader(image_model.build_text_encoder(tokenizer)).train()
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=TEXT_PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-2)
+    run = Run("text", work / "text.pt", budget, {"model": reader, "optimizer": optimizer})
+    for step in run:
+        rng = prepare(seed, step, optimizer, TEXT_PEAK_RATE, run.fraction)
+        ids, labels = train_prompts.batch(rng, tokenizer, train_prompts.BATCH)
+        loss = train_prompts.loss_of(reader, ids, labels, place=rng.choice((0, 0, 1, 3, 8)))
+        learn(loss, reader, optimizer)
+        run.log(float(loss.detach()))
+    rng = random.Random(f"{seed}:held out")
+    held_out = (scene for scene in (random_scene(rng, 0.5) for _ in iter(int, 1)) if is_held_out(scene))
+    ids, labels = train_prompts.batch(rng, tokenizer, 1000, lambda rng: wish_of(next(held_out), rng))
+    print(
+        "read right of held-out prompts, slot by slot, then whole:",
+        [f"{share:.1%}" for share in train_prompts.share_read(reader, ids, labels)],
+    )
+
+
+def prepare(seed: int, step: int, optimizer: torch.optim.Optimizer, peak: float, fraction: float) -> random.Random:
+    """The step's generator, with torch seeded from it and the learning rate set."""
+    rng = random.Random(f"{seed}:{step}")
+    torch.manual_seed(rng.getrandbits(32))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(peak, fraction)
+    return rng
+
+
+def learn(loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
 def train_vae(work: Path, budget: Budget, seed: int) -> None:
     """The encoder learns the fixed latents, the decoder to draw from them, with some of the noise that a UNet leaves."""
     vae = image_model.build_vae().train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=VAE_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     run = Run("vae", work / "vae.pt", budget, {"model": vae, "optimizer": optimizer})
     for step in run:
-        rng = random.Random(f"{seed}:{step}")
-        torch.manual_seed(rng.getrandbits(32))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(VAE_PEAK_RATE, run.fraction)
+        rng = prepare(seed, step, optimizer, VAE_PEAK_RATE, run.fraction)
         pictures = _vae_batch(rng)
         wanted = latents_of(pictures)
         noise = VAE_NOISE * torch.rand(len(wanted), 1, 1, 1) * torch.randn_like(wanted)
-        restored = vae.decode(wanted + noise).sample
-        loss = F.l1_loss(restored, pictures) + 0.5 * F.mse_loss(restored, pictures)
-        loss = loss + F.mse_loss(vae.encode(pictures).latent_dist.mean, wanted)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        with half_precision():
+            restored = vae.decode(wanted + noise).sample.float()
+            found = vae.encode(pictures).latent_dist.mean.float()
+        loss = F.l1_loss(restored, pictures) + 0.5 * F.mse_loss(restored, pictures) + F.mse_loss(found, wanted)
+        learn(loss, vae, optimizer)
         run.log(float(loss.detach()))
 
 
@@ -94,54 +136,67 @@ def _vae_batch(rng: random.Random) -> torch.Tensor:
 
 
 def train_unet(work: Path, budget: Budget, seed: int) -> None:
+    """The text encoder stays as it is: what it has read reaches the UNet, which learns to draw it."""
     tokenizer = image_model.build_tokenizer(work / "tokenizer")
-    text_encoder = image_model.build_text_encoder(tokenizer).train()
+    text_encoder = trained_text_encoder(work, tokenizer)
     unet = image_model.build_unet().train()
-    models = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    average = Average(models, decay=0.995)
-    optimizer = torch.optim.AdamW(models.parameters(), lr=UNET_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    run = Run("unet", work / "unet.pt", budget, {"models": models, "average": average, "optimizer": optimizer})
-    signal, noise = _schedule()
+    unet.set_attn_processor(AttnProcessor())  # for so few positions faster than the fused kernel
+    average = Average(unet, decay=0.998)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=UNET_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    run = Run("unet", work / "unet.pt", budget, {"model": unet, "average": average, "optimizer": optimizer})
+    signal, noise = schedule()
     for step in run:
-        rng = random.Random(f"{seed}:{step}")
-        torch.manual_seed(rng.getrandbits(32))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(UNET_PEAK_RATE, run.fraction)
-        latents, prompts = _unet_batch(rng)
-        loss = _v_loss(unet, text_encoder, tokenizer, latents, prompts, signal, noise)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
-        optimizer.step()
+        rng = prepare(seed, step, optimizer, UNET_PEAK_RATE, run.fraction)
+        latents, prompts = _unet_batch(rng, run.fraction)
+        with torch.no_grad():
+            ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            said = text_encoder(ids)[0]
+        loss = v_loss(lambda *given: unet(*given).sample, latents, said, signal, noise)
+        learn(loss, unet, optimizer)
         average.update()
         run.log(float(loss.detach()))
 
 
-def _unet_batch(rng: random.Random) -> tuple[torch.Tensor, list[str]]:
-    width, height = rng.choices(list(_SIZES), list(_SIZES.values()))[0]
-    count = min(_BATCH_MOST, _BATCH_LATENTS * image_model.LATENT_FACTOR**2 // (width * height))
+def _unet_batch(rng: random.Random, fraction: float) -> tuple[torch.Tensor, list[str]]:
+    sizes = _SIZES_FIRST if fraction < _SMALL_FIRST else _SIZES_LAST
+    width, height = rng.choices(list(sizes), list(sizes.values()))[0]
+    count = min(_BATCH_MOST, _BATCH_LATENTS * FACTOR**2 // (width * height))
     scenes = [training_scene(rng, PAIRS_SHARE) for _ in range(count)]
     prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else caption(scene, rng) for scene in scenes]
     return latents_of(pixels_of(scenes, width, height)), prompts
 
 
-def _schedule() -> tuple[torch.Tensor, torch.Tensor]:
+def schedule() -> tuple[torch.Tensor, torch.Tensor]:
     """Share of signal and of noise at each of the scheduler's timesteps."""
     kept = image_model.build_scheduler().alphas_cumprod
     return kept.sqrt(), (1.0 - kept).sqrt()
 
 
-def _v_loss(
-    unet: Any, text_encoder: Any, tokenizer: Any, latents: torch.Tensor, prompts: list[str], signal: torch.Tensor, noise: torch.Tensor
+def v_loss(
+    predict: Callable[..., torch.Tensor], latents: torch.Tensor, said: torch.Tensor, signal: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    count = len(prompts)
+    """How far predict(noisy latents, timesteps, said) is from the velocity. said: hidden states (N, length, width) of the prompts."""
+    count = len(latents)
     spread = (torch.arange(count) + torch.rand(count)) / count
     timesteps = (1000 * spread**NOISY_SHARE).long().clamp(max=999)[torch.randperm(count)]
     a, b = (values[timesteps].view(-1, 1, 1, 1) for values in (signal, noise))
     drawn = torch.randn_like(latents)
-    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    predicted = unet(a * latents + b * drawn, timesteps, text_encoder(ids)[0]).sample
-    return F.mse_loss(predicted, a * drawn - b * latents)
+    with half_precision():
+        predicted = predict(a * latents + b * drawn, timesteps, said)
+    return F.mse_loss(predicted.float(), a * drawn - b * latents)
+
+
+def trained_text_encoder(work: Path, tokenizer: Any) -> Any:
+    reader = train_prompts.Reader(image_model.build_text_encoder(tokenizer))
+    reader.load_state_dict(torch.load(work / "text.pt", weights_only=True)["parts"]["model"])
+    return reader.text_encoder.eval()
+
+
+def trained_unet(work: Path) -> Any:
+    """With the averaged weights."""
+    unet = image_model.build_unet()
+    unet.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["parts"]["average"]["values"])
+    return unet
 
 
 def _trained_vae(work: Path) -> Any:
@@ -155,11 +210,9 @@ def _trained_vae(work: Path) -> Any:
 
 
 def export(work: Path, out: Path) -> None:
-    """Write the pipeline directory from the checkpoints, the averaged weights where there are some."""
+    """Write the pipeline directory from the checkpoints, the averaged weights of the UNet."""
     tokenizer = image_model.build_tokenizer(work / "tokenizer")
-    models = torch.nn.ModuleDict({"unet": image_model.build_unet(), "text_encoder": image_model.build_text_encoder(tokenizer)})
-    models.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["parts"]["average"]["values"])
-    pipeline = image_model.assemble(tokenizer, models["text_encoder"], _trained_vae(work), models["unet"])
+    pipeline = image_model.assemble(tokenizer, trained_text_encoder(work, tokenizer), _trained_vae(work), trained_unet(work))
     image_model.save_pipeline(pipeline, out)
     print(f"wrote {out}", flush=True)
 

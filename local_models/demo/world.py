@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image, ImageDraw
@@ -36,10 +36,11 @@ SIZES: dict[Size, float] = {"small": 0.16, "medium": 0.26, "large": 0.38}
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below", "inside")
 OPPOSITE: dict[Relation, Relation] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-_OVERSAMPLING = 4
+_OVERSAMPLING = 2
 _PAIR_RADIUS = 0.19
 _PAIR_DISTANCE = 0.24
 _RING_HOLE = 0.55
+_STROKE = 0.05  # width of a hollow thing's line
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def outline(shape: str) -> list[Point]:
     raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
 
 
-def render(scene: Scene, width: int = 128, height: int | None = None) -> Image.Image:
-    """RGB picture of the scene, anti-aliased."""
+def render(scene: Scene, width: int = 128, height: int | None = None, hollow: bool = False) -> Image.Image:
+    """RGB picture of the scene, anti-aliased. hollow: only the outlines of the things."""
     height = width if height is None else height
     canvas = Image.new("RGB", (width * _OVERSAMPLING, height * _OVERSAMPLING), COLOURS[scene.background])
     for thing in reversed(scene.things):
-        canvas.paste(COLOURS[thing.colour], mask=_mask(thing, canvas.width, canvas.height))
+        canvas.paste(COLOURS[thing.colour], mask=_mask(thing, canvas.width, canvas.height, hollow))
     return canvas.resize((width, height), Image.Resampling.BOX)
 
 
@@ -101,6 +102,30 @@ def training_scene(rng: random.Random, pairs: float = 0.3) -> Scene:
     """A random scene that is not held out."""
     while is_held_out(scene := random_scene(rng, pairs)):
         pass
+    return scene
+
+
+def held_out_scenes(count: int, seed: int, pairs: float) -> list[Scene]:
+    """Scenes that training never saw."""
+    rng = random.Random(f"{seed}:held out")
+    found: list[Scene] = []
+    while len(found) < count:
+        if is_held_out(scene := random_scene(rng, pairs)):
+            found.append(scene)
+    return found
+
+
+def moved(scene: Scene, rng: random.Random) -> Scene:
+    """All of it somewhere else, as far as it stays in the picture."""
+    room = max(0.0, 0.5 - max(max(abs(thing.x), abs(thing.y)) + thing.radius for thing in scene.things))
+    dx, dy = rng.uniform(-room, room), rng.uniform(-room, room)
+    return replace(scene, things=tuple(replace(thing, x=thing.x + dx, y=thing.y + dy) for thing in scene.things))
+
+
+def ordered(scene: Scene) -> Scene:
+    """The same picture with the left, the upper or the inner thing first: one of the two ways to say it."""
+    if scene.relation in ("right of", "below"):
+        return replace(scene, things=scene.things[::-1], relation=OPPOSITE[scene.relation])
     return scene
 
 
@@ -148,7 +173,7 @@ def _pair(rng: random.Random) -> Scene:
     return Scene(background, things, relation)
 
 
-def _mask(thing: Thing, width: int, height: int) -> Image.Image:
+def _mask(thing: Thing, width: int, height: int, hollow: bool) -> Image.Image:
     side = min(width, height)
     mask = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(mask)
@@ -159,6 +184,10 @@ def _mask(thing: Thing, width: int, height: int) -> Image.Image:
             for px, py in points
         ]
 
+    if hollow:
+        corners = place(outline(thing.shape), 1.0 - _STROKE / 2 / thing.radius)
+        draw.line([*corners, *corners[:2]], fill=255, width=round(_STROKE * side), joint="curve")
+        return mask
     draw.polygon(place(outline(thing.shape), 1.0), fill=255)
     if thing.shape == "ring":
         draw.polygon(place(outline("ring"), _RING_HOLE), fill=0)
