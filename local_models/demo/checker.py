@@ -44,17 +44,21 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
+    """colour: exactly the wanted colours are there. shapes: one for each thing of the scene."""
+
     colour: bool
     background: bool
-    shape: bool
+    shapes: tuple[bool, ...]
     relation: bool | None
+
+    @property
+    def shape(self) -> bool:
+        return all(self.shapes)
 
 
 def read_picture(picture: Image.Image) -> Reading:
     names = list(COLOURS)
-    nearest = _nearest_colours(np.asarray(picture.convert("RGB"), dtype=np.float32))
-    edge = np.concatenate([nearest[:3].ravel(), nearest[-3:].ravel(), nearest[:, :3].ravel(), nearest[:, -3:].ravel()])
-    background = int(np.bincount(edge, minlength=len(names)).argmax())
+    nearest, background = _segmented(picture)
     rounds = max(1, min(nearest.shape) // 64)
     areas = {index: _opened(nearest == index, rounds) for index in range(len(names)) if index != background}
     areas = {index: area for index, area in areas.items() if area.mean() >= _SMALLEST_SHARE}
@@ -75,13 +79,36 @@ def judge(scene: Scene, picture: Image.Image) -> Verdict:
     by_colour = {thing.colour: thing for thing in reading.things}
     wanted = {thing.colour: thing.shape for thing in scene.things}
     colour = set(by_colour) == set(wanted)
-    shape = all(name in by_colour and by_colour[name].shape == shape for name, shape in wanted.items())
+    shapes = tuple(thing.colour in by_colour and by_colour[thing.colour].shape == thing.shape for thing in scene.things)
     if not scene.relation:
-        shape = bool(reading.things) and reading.things[0].shape == scene.things[0].shape
-        return Verdict(colour, reading.background == scene.background, shape, None)
+        shapes = (bool(reading.things) and reading.things[0].shape == scene.things[0].shape,)
+        return Verdict(colour, reading.background == scene.background, shapes, None)
     first, second = (by_colour.get(thing.colour) for thing in scene.things)
     relation = first is not None and second is not None and stands(first, scene.relation, second)
-    return Verdict(colour, reading.background == scene.background, shape, relation)
+    return Verdict(colour, reading.background == scene.background, shapes, relation)
+
+
+def figure(picture: Image.Image) -> Mask:
+    """(height, width): where the picture is not its background, thin lines of blur left out."""
+    nearest, background = _segmented(picture)
+    return _opened(nearest != background, max(1, min(nearest.shape) // 128))
+
+
+def overlap(a: Mask, b: Mask) -> float:
+    """Intersection over union, 0 to 1."""
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def hollow_share(picture: Image.Image) -> float:
+    """How much of what the figure encloses is background: 0 for filled shapes, 1 for the thinnest outline."""
+    drawn = figure(picture)
+    outside = np.zeros_like(drawn)
+    outside[[0, -1], :] = ~drawn[[0, -1], :]
+    outside[:, [0, -1]] = ~drawn[:, [0, -1]]
+    while (grown := (_grown(outside) & ~drawn) | outside).sum() > outside.sum():
+        outside = grown
+    enclosed = ~outside
+    return 1.0 - float((drawn & enclosed).sum() / max(1, enclosed.sum()))
 
 
 def stands(first: Found, relation: Relation, second: Found) -> bool:
@@ -90,6 +117,13 @@ def stands(first: Found, relation: Relation, second: Found) -> bool:
     dx, dy = first.centre[0] - second.centre[0], first.centre[1] - second.centre[1]
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
     return along > abs(across)
+
+
+def _segmented(picture: Image.Image) -> tuple[NDArray[np.intp], int]:
+    """Index of each pixel's palette colour, and of the one that most of the border has."""
+    nearest = _nearest_colours(np.asarray(picture.convert("RGB"), dtype=np.float32))
+    edge = np.concatenate([nearest[:3].ravel(), nearest[-3:].ravel(), nearest[:, :3].ravel(), nearest[:, -3:].ravel()])
+    return nearest, int(np.bincount(edge, minlength=len(COLOURS)).argmax())
 
 
 def _nearest_colours(pixels: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -125,7 +159,7 @@ def _contains(outer: tuple[int, int, int, int], inner: tuple[int, int, int, int]
 
 def _best_shape(mask: Mask, box: tuple[int, int, int, int]) -> tuple[str, float]:
     outline = _normalised(mask, box)
-    fits = {shape: _overlap(outline, _ideal(shape)) for shape in SHAPES}
+    fits = {shape: overlap(outline, _ideal(shape)) for shape in SHAPES}
     best = max(fits, key=lambda shape: fits[shape])
     return best, fits[best]
 
@@ -146,7 +180,3 @@ def _ideal(shape: str) -> Mask:
     size: Size = "large"
     mask: Mask = np.asarray(render(single(shape, "black", "white", size), 256).convert("L")) < 128
     return _normalised(mask, _box(mask))
-
-
-def _overlap(a: Mask, b: Mask) -> float:
-    return float((a & b).sum() / max(1, (a | b).sum()))

@@ -1,0 +1,164 @@
+"""Train what stands beside demo-image: the ControlNet that follows edges and the LoRA "outline", which draws shapes as hollow outlines.
+
+    python -m local_models.demo.train_extras --work DIR [--stage controlnet|lora|all] [--minutes N] [--out DIR]
+
+--work is the folder of train_image, whose UNet stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+
+from local_models.demo import image_model
+from local_models.demo.captions import Said, Wish, prompt_for, wish_of
+from local_models.demo.edges import edges_of
+from local_models.demo.latents import latents_of
+from local_models.demo.train_image import learn, pixels_of, prepare, schedule, trained_text_encoder, trained_unet, v_loss
+from local_models.demo.training import Average, Budget, Run
+from local_models.demo.world import moved, render, training_scene
+
+CONTROLNET_STEPS, CONTROLNET_PEAK_RATE = 1500, 6e-4
+LORA_STEPS, LORA_PEAK_RATE, LORA_RANK = 500, 2e-3, 8
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_in", "conv_out"]
+EMPTY_PROMPT_SHARE = 0.1
+_BATCH = 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of train_image; the same folder again resumes")
+    parser.add_argument("--out", type=Path, help="pipeline directory that receives controlnet-edges/ and lora-outline/")
+    parser.add_argument("--stage", choices=("controlnet", "lora", "all"), default="all")
+    parser.add_argument("--steps", type=int, help="budget of each stage in steps")
+    parser.add_argument("--minutes", type=float, help="budget of each stage in minutes of wall time")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.stage in ("controlnet", "all"):
+        train_controlnet(options.work, Budget(options.steps or CONTROLNET_STEPS, options.minutes), options.seed)
+    if options.stage in ("lora", "all"):
+        train_lora(options.work, Budget(options.steps or LORA_STEPS, options.minutes), options.seed)
+    if options.out:
+        export(options.work, options.out)
+
+
+def train_controlnet(work: Path, budget: Budget, seed: int) -> None:
+    """Shapes anywhere in the picture, with their edges; half of the prompts leave the shape open, so that the edges must tell."""
+    unet = _frozen(trained_unet(work))
+    controlnet = image_model.build_controlnet(unet).train()
+    controlnet.set_attn_processor(AttnProcessor())
+    average = Average(controlnet, decay=0.995)
+    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=CONTROLNET_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    run = Run("controlnet", work / "controlnet.pt", budget, {"model": controlnet, "average": average, "optimizer": optimizer})
+    reader = _Reader(work)
+
+    def predict(noisy: torch.Tensor, timesteps: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        down, middle = controlnet(noisy, timesteps, said, edges, return_dict=False)
+        sample: torch.Tensor = unet(
+            noisy, timesteps, said, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
+        return sample
+
+    for step in run:
+        rng = prepare(seed, step, optimizer, CONTROLNET_PEAK_RATE, run.fraction)
+        scenes = [moved(training_scene(rng, 0.2), rng) for _ in range(_BATCH)]
+        prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt_for(_shape_left_open(wish_of(s, rng), rng), rng) for s in scenes]
+        edges = pictures_of([edges_of(render(scene)) for scene in scenes]) / 2 + 0.5
+        loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128)), reader.read(prompts), *schedule())
+        learn(loss, controlnet, optimizer)
+        average.update()
+        run.log(float(loss.detach()))
+
+
+def train_lora(work: Path, budget: Budget, seed: int) -> None:
+    unet = _frozen(trained_unet(work))
+    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS))
+    lora = torch.nn.ParameterList(parameter for parameter in unet.parameters() if parameter.requires_grad)
+    optimizer = torch.optim.AdamW(lora.parameters(), lr=LORA_PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    run = Run("lora", work / "lora.pt", budget, {"model": lora, "optimizer": optimizer})
+    reader = _Reader(work)
+
+    def predict(noisy: torch.Tensor, timesteps: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        sample: torch.Tensor = unet(noisy, timesteps, said).sample
+        return sample
+
+    for step in run:
+        rng = prepare(seed, step, optimizer, LORA_PEAK_RATE, run.fraction)
+        scenes = [training_scene(rng, 0.25) for _ in range(_BATCH)]
+        prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt_for(wish_of(scene, rng), rng) for scene in scenes]
+        hollow = pictures_of([render(scene, hollow=True) for scene in scenes])
+        loss = v_loss(predict, latents_of(hollow), reader.read(prompts), *schedule())
+        learn(loss, lora, optimizer)
+        run.log(float(loss.detach()))
+
+
+def pictures_of(pictures: list[Image.Image]) -> torch.Tensor:
+    """(N, 3, height, width), -1 to 1."""
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def _shape_left_open(wish: Wish, rng: random.Random) -> Wish:
+    if wish.relation or rng.random() < 0.5 or not wish.things[0].colour:
+        return wish
+    return replace(wish, things=(Said(None, wish.things[0].colour),))
+
+
+def _frozen(unet: Any) -> Any:
+    unet.requires_grad_(False)
+    unet.set_attn_processor(AttnProcessor())
+    return unet.eval()
+
+
+class _Reader:
+    """Prompts to the hidden states that the UNet is given."""
+
+    def __init__(self, work: Path) -> None:
+        self._tokenizer = image_model.build_tokenizer(work / "tokenizer")
+        self._text_encoder = trained_text_encoder(work, self._tokenizer)
+
+    @torch.no_grad()
+    def read(self, prompts: list[str]) -> torch.Tensor:
+        ids = self._tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        hidden: torch.Tensor = self._text_encoder(ids)[0]
+        return hidden
+
+
+def export(work: Path, out: Path) -> None:
+    for name in _written(work, out):
+        print(f"wrote {out / name}", flush=True)
+
+
+def _written(work: Path, out: Path) -> Iterator[str]:
+    if (work / "controlnet.pt").exists():
+        controlnet = image_model.build_controlnet(image_model.build_unet())
+        controlnet.load_state_dict(torch.load(work / "controlnet.pt", weights_only=True)["parts"]["average"]["values"])
+        image_model.save_controlnet(controlnet, out / "controlnet-edges")
+        yield "controlnet-edges"
+    if (work / "lora.pt").exists():
+        unet = trained_unet(work)
+        unet.requires_grad_(False)
+        unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS))
+        lora = torch.nn.ParameterList(parameter for parameter in unet.parameters() if parameter.requires_grad)
+        lora.load_state_dict(torch.load(work / "lora.pt", weights_only=True)["parts"]["model"])
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet.to(torch.float16)))
+        StableDiffusionPipeline.save_lora_weights(out / "lora-outline", unet_lora_layers=layers, safe_serialization=True)
+        for file in (out / "lora-outline").glob("*.safetensors"):
+            file.chmod(0o644)
+        yield "lora-outline"
+
+
+if __name__ == "__main__":
+    main()
