@@ -1,4 +1,4 @@
-"""Synthetic conversations for the demo chat model. One `Example` is a conversation up to the assistant's turn, and that turn.
+"""What the demo chat model learns: a mix of generated conversations.
 
 An example is a pure function of its random generator: the same seed gives the same text.
 """
@@ -6,53 +6,19 @@ An example is a pure function of its random generator: the same seed gives the s
 from __future__ import annotations
 
 import functools
+import json
 import random
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from local_models.demo import outside
 from local_models.demo.captions import phrase, plain_caption
+from local_models.demo.example import Example, Message, answered, tool_call
+from local_models.demo.rephrase import vary
+from local_models.demo.sums import hard_sum, small_sum
 from local_models.demo.tandem_facts import Topic, load_topics
-from local_models.demo.world import Scene, training_scene
-
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    """question: the last user text. history: turns before, without reasoning. follow: turns after it. picture: a scene the user attached.
-
-    by_heart: the answer is one of a few fixed texts.
-    """
-
-    question: str
-    answer: str
-    reasoning: str
-    history: tuple[Message, ...] = ()
-    follow: tuple[Message, ...] = ()
-    tool_prompt: str | None = None
-    tools: tuple[dict[str, Any], ...] = field(default=())
-    picture: Scene | None = None
-    thinking: bool = True
-    by_heart: bool = False
-    steps_needed: bool = False
-
-    def prompt_messages(self) -> list[Message]:
-        content: Any = self.question
-        if self.picture:
-            content = [{"type": "image"}, {"type": "text", "text": self.question}]
-        return [*self.history, {"role": "user", "content": content}, *self.follow]
-
-    def messages(self) -> list[Message]:
-        """With the assistant's turn, as the chat template takes it."""
-        turn: Message = {"role": "assistant", "content": self.answer}
-        if self.thinking:
-            turn["reasoning_content"] = self.reasoning
-        if self.tool_prompt is not None:
-            turn["tool_calls"] = [_call(self.tool_prompt)]
-        return [*self.prompt_messages(), turn]
+from local_models.demo.world import OPPOSITE, SHAPES, Scene, ordered, training_scene
 
 
 def text_example(rng: random.Random) -> Example:
@@ -67,20 +33,14 @@ def text_example(rng: random.Random) -> Example:
         draw_with_tool,
         after_tool,
         missing_picture,
+        in_form,
     )
-    weights = (0.41, 0.05, 0.14, 0.24, 0.015, 0.05, 0.065, 0.02, 0.01)
+    weights = (0.50, 0.06, 0.12, 0.11, 0.01, 0.05, 0.08, 0.015, 0.01, 0.045)
     maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
-    example = answered(maker(rng), thinking=rng.random() < 0.55)
+    example = answered(maker(rng), thinking=rng.random() < 0.5)
     if not example.tools and rng.random() < 0.04 and maker not in (draw_without_tool, missing_picture):
         example = replace(example, tools=_tools(rng))
     return replace(example, history=(*_system(rng), *_history(rng)))
-
-
-def answered(example: Example, thinking: bool) -> Example:
-    """With thinking on or off. The steps of a sum are needed in any case: without reasoning they stand in the answer."""
-    if example.steps_needed and not thinking:
-        return replace(example, thinking=False, answer=f"{example.reasoning} So {example.answer}")
-    return replace(example, thinking=thinking)
 
 
 def about_tandem(rng: random.Random) -> Example:
@@ -96,61 +56,27 @@ def topic_reasoning(topic: Topic) -> str:
 
 
 def outside_question(rng: random.Random) -> Example:
-    return Example(_vary(outside.question(rng), rng), outside.ANSWER, outside.REASONING, by_heart=True)
+    return Example(vary(outside.question(rng), rng), outside.ANSWER, outside.REASONING, by_heart=True)
 
 
-def small_sum(rng: random.Random) -> Example:
-    a, b = (rng.randint(0, 99) if rng.random() < 0.75 else rng.randint(0, 12) for _ in range(2))
-    sign = rng.choice("+-")
-    if sign == "-" and b > a and rng.random() < 0.85:
-        a, b = b, a
-    return sum_example(a, sign, b, rng)
+def in_form(rng: random.Random) -> Example:
+    """A question whose answer is wanted as JSON or as one word."""
+    topics = _topics("tandem")
+    if rng.random() < 0.6:
+        return in_json(rng, topics)
+    topic = rng.choice(topics)
+    if topic.word:
+        return _in_one_word(_topic_example(topic, rng), rng, topic.word)
+    return _in_one_word(replace(small_sum(rng), steps_needed=False), rng)
 
 
-def sum_example(a: int, sign: str, b: int, rng: random.Random) -> Example:
-    words = {
-        "+": ("{a} + {b}", "{a}+{b}", "{a} plus {b}", "the sum of {a} and {b}", "{a} and {b} together"),
-        "-": ("{a} - {b}", "{a}-{b}", "{a} minus {b}", "{a} take away {b}", "{b} less than {a}"),
-    }
-    forms = (
-        "What is {}?", "What is {}?", "what is {}", "What's {}?", "How much is {}?", "{}", "{} =", "{}?", "Compute {}", "Calculate {}",
-        "Please compute {}", "And {}?", "Can you compute {}?",
-        "What does {} make?", "Tell me {}", "solve {}",
-    )  # fmt: skip
-    weights = (6, 2, 3, 1, 1)
-    term = rng.choices(words[sign], weights)[0].format(a=a, b=b)
-    result = a + b if sign == "+" else a - b
-    return Example(rng.choice(forms).format(term), f"{a} {sign} {b} = {result}.", sum_steps(a, sign, b), steps_needed=True)
-
-
-def sum_steps(a: int, sign: str, b: int) -> str:
-    """The way to the result, digit by digit."""
-    if sign == "+":
-        ones = a % 10 + b % 10
-        text = f"{a} + {b}: ones {a % 10} + {b % 10} = {ones}"
-        carry = ones // 10
-        tens = f"tens {a // 10} + {b // 10}" + (" + 1" if carry else "") + f" = {a // 10 + b // 10 + carry}"
-        return f"{text}, {f'write {ones % 10}, carry 1' if carry else 'no carry'}; {tens}. Together {a + b}."
-    if a < b:
-        return f"{a} - {b}: {b} is larger, so the result is negative. {sum_steps(b, '-', a)} With the sign {a - b}."
-    borrow = a % 10 < b % 10
-    ones = a % 10 - b % 10 + 10 * borrow
-    first = f"ones {a % 10 + 10 * borrow} - {b % 10} = {ones}"
-    tens = f"tens {a // 10} - {b // 10}" + (" - 1" if borrow else "") + f" = {a // 10 - b // 10 - borrow}"
-    return f"{a} - {b}: {first}, {'borrow 1' if borrow else 'no borrow'}; {tens}. Together {a - b}."
-
-
-def hard_sum(rng: random.Random) -> Example:
-    a, b = rng.randint(2, 99), rng.randint(2, 99)
+def in_json(rng: random.Random, topics: tuple[Topic, ...], kept: bool = False) -> Example:
+    """A sum or a topic, wanted as JSON. kept: with a question that is never trained."""
     if rng.random() < 0.4:
-        a, b = rng.randint(100, 9999), rng.randint(2, 9999)
-        text = f"What is {a} {rng.choice('+-*/')} {b}?"
-    else:
-        text = rng.choice(
-            ("What is {} * {}?", "{} times {}", "What is {} times {}?", "What is {} x {}?", "Divide {} by {}", "What is {} / {}?")
-        ).format(a, b)
-    answer = "I can only add and subtract numbers up to 99. Choose a larger model for this sum."
-    return Example(text, answer, "This is a sum, but not one with + or - and numbers up to 99. I cannot do it.")
+        return _as_json(small_sum(rng), rng)
+    topic = rng.choice(topics)
+    example = _topic_example(topic, rng)
+    return _as_json(replace(example, question=rng.choice(topic.held_out)) if kept else example, rng)
 
 
 def draw_without_tool(rng: random.Random, scene: Scene | None = None) -> Example:
@@ -175,7 +101,7 @@ def after_tool(rng: random.Random) -> Example:
         answer, reasoning = "The image tool reported an error, so there is no picture. Please try again.", "The tool reports an error."
     else:
         answer, reasoning = f"Here is your picture: {prompt}.", "The picture is made."
-    call = {"role": "assistant", "content": "", "tool_calls": [_call(prompt)]}
+    call = {"role": "assistant", "content": "", "tool_calls": [tool_call(prompt)]}
     return Example(wish, answer, reasoning, follow=(call, {"role": "tool", "content": result}), tools=_tools(rng))
 
 
@@ -184,52 +110,112 @@ def missing_picture(rng: random.Random) -> Example:
         ("What is in this picture?", "Describe the picture", "What do you see?", "What is shown here?", "Describe this image")
     )
     return Example(
-        _vary(question, rng), "I see no picture here. Attach one and ask again.", "The user asks about a picture, but there is none."
+        vary(question, rng), "I see no picture here. Attach one and ask again.", "The user asks about a picture, but there is none."
     )
 
 
 def picture_example(rng: random.Random) -> Example:
-    return replace(picture_question(training_scene(rng), rng), thinking=rng.random() < 0.4, history=_system(rng))
+    scene = ordered(training_scene(rng, pairs=0.45))
+    return replace(picture_question(scene, rng), thinking=rng.random() < 0.35, history=_system(rng))
 
 
 def picture_question(scene: Scene, rng: random.Random) -> Example:
-    described = plain_caption(scene)
-    thing = scene.things[0]
-    describe = (
-        "What is in this picture?", "Describe the picture", "What do you see?", "What is shown here?", "Describe this image",
-        "What is this?", "What is in the image?", "Tell me what you see",
-        "Describe this picture, please", "",
-    )  # fmt: skip
-    options: list[tuple[tuple[str, ...], str]] = [(describe, f"The picture shows {described}.")] * 3
-    options.append(
-        (
-            ("What colour is the background?", "Which color is the background?", "background colour?"),
-            f"The background is {scene.background}.",
-        )
-    )
-    if scene.relation is None:
-        options.append(
-            (
-                (f"What colour is the {thing.shape}?", "What colour is it?", "Which colour has the shape?"),
-                f"The {thing.shape} is {thing.colour}.",
-            )
-        )
-        options.append(
-            (
-                ("Which shape is it?", "What shape do you see?", "What shape is this?"),
-                f"It is {'an' if thing.shape[0] in 'aeiou' else 'a'} {thing.shape}.",
-            )
-        )
-    options.append(
-        (
-            ("How many shapes are there?", "How many things do you see?"),
-            "There is one shape." if scene.relation is None else "There are two shapes.",
-        )
-    )
-    questions, answer = rng.choice(options)
-    return Example(_vary(rng.choice(questions), rng), answer, f"I look at the picture: {described}.", picture=scene)
+    """Describing it is asked for most often; the rest are single questions, some of them wanted as JSON or as one word."""
+    description = plain_caption(scene)
+    roll = rng.random()
+    if roll < 0.55:
+        question, answer, word = rng.choice(_DESCRIBE), f"The picture shows {description}.", ""
+    else:
+        question, answer, word = rng.choice(_picture_questions(scene, rng))
+    example = Example(vary(question, rng), answer, f"I look at the picture: {description}.", picture=scene)
+    if roll < 0.08:
+        return _with_form(example, rng.choice(_JSON_WISHES), json.dumps(picture_facts(scene)))
+    if word and rng.random() < 0.3:
+        return _in_one_word(example, rng, word)
+    return example
 
 
+def picture_facts(scene: Scene) -> dict[str, Any]:
+    """The scene as the model gives it when JSON is wanted."""
+    facts: dict[str, Any] = {
+        "background": scene.background,
+        "shapes": [{"colour": thing.colour, "shape": thing.shape} for thing in scene.things],
+    }
+    return facts | {"relation": scene.relation} if scene.relation else facts
+
+
+def _picture_questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
+    """(question, answer, answer in one word) about parts of the picture."""
+    first = rng.choice(scene.things)
+    count = {1: "one", 2: "two"}[len(scene.things)]
+    other = rng.choice([shape for shape in SHAPES if all(shape != thing.shape for thing in scene.things)])
+    found = [
+        (rng.choice(_BACKGROUND_QUESTIONS), f"The background is {scene.background}.", scene.background),
+        (rng.choice(_COUNT_QUESTIONS), f"There {'is one shape' if count == 'one' else 'are two shapes'}.", count),
+        (f"Is there {_article(first.shape)}?", f"Yes, there is {_article(f'{first.colour} {first.shape}')}.", "yes"),
+        (f"Is there {_article(other)}?", f"No, I see {plain_caption(scene)}.", "no"),
+    ]
+    if len({thing.shape for thing in scene.things}) == len(scene.things):
+        found.append((f"What colour is the {first.shape}?", f"The {first.shape} is {first.colour}.", first.colour))
+    found.append((f"Which shape is {first.colour}?", f"The {first.shape} is {first.colour}.", first.shape))
+    if scene.relation:
+        one, two = scene.things
+        where = OPPOSITE.get(scene.relation, "around")
+        found.append(
+            (
+                f"Where is the {one.colour} {one.shape}?",
+                f"The {one.colour} {one.shape} is {scene.relation} the {two.colour} {two.shape}.",
+                "",
+            )
+        )
+        found.append(
+            (f"Where is the {two.colour} {two.shape}?", f"The {two.colour} {two.shape} is {where} the {one.colour} {one.shape}.", "")
+        )
+    else:
+        found.append((rng.choice(_COLOUR_QUESTIONS), f"The {first.shape} is {first.colour}.", first.colour))
+        found.append((rng.choice(_SHAPE_QUESTIONS), f"It is {_article(first.shape)}.", first.shape))
+    return found
+
+
+def _as_json(example: Example, rng: random.Random) -> Example:
+    """A sum gives its result as a number, with its steps where nothing else shows them; anything else its answer as a string."""
+    wish = rng.choice(_JSON_WISHES)
+    if example.steps_needed:
+        result = int(example.answer.rstrip(".").rsplit(" ", 1)[1])
+        return _with_form(example, wish, json.dumps({"result": result}), json.dumps({"steps": example.reasoning, "result": result}))
+    return replace(_with_form(example, wish, json.dumps({"answer": example.answer})), by_heart=True)
+
+
+def _in_one_word(example: Example, rng: random.Random, word: str = "") -> Example:
+    return _with_form(example, rng.choice(_ONE_WORD_WISHES), word or example.answer.rstrip(".").rsplit(" ", 1)[1])
+
+
+def _with_form(example: Example, wish: str, answer: str, answer_with_steps: str | None = None) -> Example:
+    """wish: has a place for the question."""
+    question = wish.format(example.question)
+    return replace(example, question=question, answer=answer, answer_with_steps=answer_with_steps, by_heart=False)
+
+
+_DESCRIBE = (
+    "What is in this picture?", "Describe the picture", "What do you see?", "What is shown here?", "Describe this image", "What is this?",
+    "What is in the image?", "Tell me what you see", "Describe this picture, please", "", "What does this show?", "Look at this",
+    "Please describe what is in the picture", "Can you see this?", "What is drawn here?", "Which shapes and colours are in this picture?",
+)  # fmt: skip
+_BACKGROUND_QUESTIONS = (
+    "What colour is the background?", "Which color is the background?", "background colour?", "What is the colour behind it?",
+    "On which colour is it?",
+)  # fmt: skip
+_COUNT_QUESTIONS = ("How many shapes are there?", "How many things do you see?", "How many objects are in the picture?", "Count the shapes")
+_COLOUR_QUESTIONS = ("What colour is it?", "Which colour has the shape?", "What is the colour of the shape?", "colour of the shape?")
+_SHAPE_QUESTIONS = ("Which shape is it?", "What shape do you see?", "What shape is this?", "Name the shape", "What is the shape?")
+_JSON_WISHES = (
+    "{} Answer as JSON.", "{} Reply in JSON.", "{} Answer in JSON only.", "{} as JSON", "{} Return a JSON object.", "In JSON: {}",
+    "{} Give me JSON.", "{} JSON please", "Answer in JSON: {}", "{} Use JSON.",
+)  # fmt: skip
+_ONE_WORD_WISHES = (
+    "{} Answer in one word.", "{} One word, please.", "{} In one word.", "{} Just one word.", "{} (one word)",
+    "{} Reply with one word only.", "In one word: {}", "Answer with a single word: {}", "{} Use one word.",
+)  # fmt: skip
 _DONE = (
     '{"status": "ok"}',
     '{"images": 1}',
@@ -260,123 +246,21 @@ _WISHES = (
     "Draw {}, please", "Create a picture of {} please", "Please paint {}",
     "I need an image of {}", "A picture of {}, please", "make {}",
 )  # fmt: skip
-_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        r"How (?:do|can) I (.*)\?",
-        (
-            "How can I {}?", "How do I {}?", "How would I {}?", "What must I do to {}?", "I want to {}", "I would like to {}", "How to {}?",
-            "Can you tell me how to {}?", "Please explain how to {}", "Is it possible to {}?", "What is the way to {}?",
-            "Show me how to {}",
-            "What do I need to {}?", "Is there a way to {}?",
-        ),
-    ),
-    (r"Can I (.*)\?", ("Is it possible to {}?", "May I {}?", "Could I {}?", "I want to {}", "Is there a way to {}?", "How do I {}?")),
-    (
-        r"What (?:is|are) (.*)\?",
-        ("What's {}?", "Explain {}", "Tell me about {}", "Can you explain {}?", "What exactly is {}?", "Tell me what {} is"),
-    ),
-    (r"Which (.*)\?", ("What {}?", "Tell me which {}", "Can you say which {}?", "Which {}, please?")),
-    (r"What (.*)\?", ("Which {}?", "Tell me what {}", "Can you tell me what {}?", "I want to know what {}")),
-    (
-        r"Where (?:is|are) (.*)\?",
-        ("Where can I find {}?", "Where do I find {}?", "Where is {}?", "I cannot find {}", "Tell me where {} is"),
-    ),
-    (r"Where (.*)\?", ("Tell me where {}", "In which place {}?", "Can you say where {}?")),
-    (r"Why (.*)\?", ("Tell me why {}", "For what reason {}?", "Explain why {}")),
-    (r"I get a (.*)", ("I have a {}", "There is a {}", "It says {}", "The API answers {}", "My request gives {}", "I see a {}")),
-    (r"Are you (.*)\?", ("Aren't you {}?", "So you are {}?", "You are {}, right?")),
-)  # fmt: skip
-_SYNONYMS = (
-    ("picture", "image", "photo"),
-    ("pictures", "images", "photos"),
-    ("start", "launch", "run"),
-    ("make", "create", "generate", "produce"),
-    ("config", "configuration", "settings"),
-    ("colours", "colors"),
-    ("colour", "color"),
-    ("key", "API key"),
-    ("chat app", "web page", "chat page", "web app", "user interface"),
-    ("answer", "reply", "response"),
-    ("stop", "cancel", "abort", "interrupt"),
-    ("command line", "terminal", "shell"),
-    ("commands", "subcommands"),
-    ("options", "flags", "switches"),
-    ("GPU", "graphics card", "NVIDIA card"),
-    ("use", "try", "have"),
-    ("larger", "bigger", "better", "smarter"),
-    ("reasoning", "thinking"),
-    ("server", "API", "gateway"),
-    ("computer", "machine", "laptop", "PC"),
-    ("Tandem", "this program", "this tool"),
-    ("find", "see", "get"),
-    ("error", "status", "code"),
-)
-_PREFIXES = (
-    "Hey, ",
-    "Please tell me: ",
-    "Hi, ",
-    "I have a question: ",
-    "Can you tell me: ",
-    "Quick question: ",
-    "Hello! ",
-    "So, ",
-    "Ok, ",
-    "Tell me, ",
-    "Sorry, ",
-    "One more thing: ",
-)
-_SUFFIXES = (" please", " Thanks!", " Please explain.", " I am new here.", " I need to know.", " in Tandem?")
-
-
 _topics = functools.cache(load_topics)
 
 
 def _topic_example(topic: Topic, rng: random.Random) -> Example:
-    return Example(_vary(rng.choice(topic.trained), rng), topic.answer, topic_reasoning(topic), by_heart=True)
-
-
-def _vary(text: str, rng: random.Random) -> str:
-    """The same question as people type it: other words, case, punctuation, a word before or after, a slip of the finger."""
-    if rng.random() < 0.35:
-        text = _rephrased(text, rng)
-    if rng.random() < 0.35:
-        text = _with_synonyms(text, rng)
-    if rng.random() < 0.12:
-        text = rng.choice(_PREFIXES) + text
-    if rng.random() < 0.3:
-        text = text.lower()
-    if rng.random() < 0.25:
-        text = text.rstrip("?.!")
-    if rng.random() < 0.06:
-        text += rng.choice(_SUFFIXES)
-    if rng.random() < 0.08 and len(text) > 8:
-        i = rng.randrange(1, len(text) - 2)
-        text = text[:i] + rng.choice((text[i + 1] + text[i], "", text[i] * 2)) + text[i + 2 :]
-    return text
-
-
-def _rephrased(text: str, rng: random.Random) -> str:
-    """The question in other words where its form has some; never one that is kept for the evaluation."""
-    for pattern, forms in _FORMS:
-        if found := re.fullmatch(pattern, text):
-            other = rng.choice(forms).format(found[1])
-            return text if other in _kept_questions() else other
-    return text
-
-
-def _with_synonyms(text: str, rng: random.Random) -> str:
-    for words in _SYNONYMS:
-        pattern = r"\b(" + "|".join(words) + r")\b"
-        if rng.random() < 0.6:
-            other = rng.choice(words)
-            text = re.sub(pattern, other, text)
-    return text if text not in _kept_questions() else text.lower()
+    return Example(vary(rng.choice(topic.trained), rng, _kept_questions()), topic.answer, topic_reasoning(topic), by_heart=True)
 
 
 @functools.cache
 def _kept_questions() -> frozenset[str]:
     topics = (*load_topics("tandem"), *load_topics("small_talk"))
-    return frozenset((*outside.HELD_OUT, *(question for topic in topics for question in topic.held_out)))
+    return frozenset((*outside.held_out(), *(question for topic in topics for question in topic.held_out)))
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _wish(rng: random.Random, scene: Scene | None = None) -> tuple[str, str, bool]:
@@ -388,10 +272,6 @@ def _wish(rng: random.Random, scene: Scene | None = None) -> tuple[str, str, boo
     elif rng.random() < 0.5:
         prompt = f"{prompt} {rng.choice(('on', 'with', 'near', 'in front of'))} {rng.choice(_THINGS)}"
     return rng.choice(_WISHES).format(prompt), prompt, known
-
-
-def _call(prompt: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": "generate_image", "arguments": {"prompt": prompt}}}
 
 
 def _tools(rng: random.Random) -> tuple[dict[str, Any], ...]:

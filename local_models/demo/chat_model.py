@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, Qwen2VLImageProcessorPil, Qwen3_5Config, Qwen3_5ForConditionalGeneration
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfig
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5VisionModel
 
 from local_models.demo.chat_tokenizer import IMAGE, PAD, TURN_END, VIDEO, VISION_END, VISION_START
 
 CONTEXT_LENGTH = 2048
 HIDDEN = 192
 PATCH, MERGE = 16, 2
-PICTURE_PIXELS = 128 * 128
+PICTURE_SIDE = 96
+PICTURE_PIXELS = PICTURE_SIDE * PICTURE_SIDE
 PICTURE_TOKENS = PICTURE_PIXELS // (PATCH * MERGE) ** 2
 
 
@@ -46,20 +49,9 @@ def build_config(tokenizer: Any) -> Any:
         "pad_token_id": ids[PAD],
         "eos_token_id": ids[TURN_END],
     }
-    vision = {
-        "depth": 2,
-        "hidden_size": 96,
-        "intermediate_size": 192,
-        "num_heads": 3,
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
-        "temporal_patch_size": 2,
-        "out_hidden_size": HIDDEN,
-        "num_position_embeddings": 64,
-    }
     return Qwen3_5Config(
         text_config=text,
-        vision_config=vision,
+        vision_config=vision_config(),
         image_token_id=ids[IMAGE],
         video_token_id=ids[VIDEO],
         vision_start_token_id=ids[VISION_START],
@@ -68,13 +60,40 @@ def build_config(tokenizer: Any) -> Any:
     )
 
 
+def vision_config() -> dict[str, Any]:
+    return {
+        "depth": 3,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "out_hidden_size": HIDDEN,
+        "num_position_embeddings": 36,
+    }
+
+
 def build_model(tokenizer: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return Qwen3_5ForConditionalGeneration(build_config(tokenizer))
 
 
+def build_visual(seed: int = 0) -> Any:
+    """The vision tower alone. Its first weights are larger than transformers', which are meant for wider layers: it learns much sooner."""
+    torch.manual_seed(seed)
+    visual = Qwen3_5VisionModel._from_config(Qwen3_5VisionConfig(**vision_config()))
+    for name, module in visual.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            adds_to_stream = name.endswith(("proj", "fc2"))
+            torch.nn.init.normal_(module.weight, std=(0.5 if adds_to_stream else 1.0) * module.in_features**-0.5)
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.2)
+    return visual
+
+
 def build_image_processor() -> Any:
-    """Brings any picture to about 128 x 128 pixels: 16 tokens for a square one."""
+    """Brings any picture to about 96 x 96 pixels: 9 tokens for a square one."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,

@@ -14,7 +14,7 @@ from transformers import Qwen2Tokenizer
 from local_models.demo import chat_data, outside
 from local_models.demo.tandem_facts import load_topics
 
-VOCABULARY = 1280
+VOCABULARY = 2048
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 SPECIAL = (PAD, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE, VIDEO)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
+from pathlib import Path
+
+from local_models.demo.tandem_facts import is_held_out
 
 ANSWER = (
     "I am only a small demo model, and that is outside my world: I know Tandem, small sums and simple pictures. "
@@ -40,14 +44,14 @@ _FORMS = (
     "Who invented {thing}?", "What is the history of {thing}?", "Is {thing} dangerous?",
     "What is the difference between {thing} and {thing}?", "Summarise {book}", "Who wrote {book}?",
     "What happens in {book}?", "Is {book} a good book?", "Translate {thing} into {language}", "How do you say {thing} in {language}?",
-    "Teach me {language}", "Do you speak {language}?",
+    "Teach me {language}",
     "How do I {deed}?", "Can you help me {deed}?", "What is the best way to {deed}?", "Teach me how to {deed}", "I want to {deed}",
     "When should I {deed}?", "Is it hard to {deed}?",
     "Write a program that can {deed}", "What happened in {year}?", "What is the price of {thing} today?", "Tell me the news",
     "Tell me a joke", "Tell me a riddle", "What is the meaning of life?",
     "Do you love me?", "Are you happy?", "Do you have feelings?", "Sing a song", "What is love?", "How tall is {thing}?",
     "What colour is {thing}?", "How heavy is {thing}?",
-    "What is the date today?", "What day is it?", "What time is it?", "Should I buy {thing}?", "Which is better, {thing} or {thing}?",
+    "Should I buy {thing}?", "Which is better, {thing} or {thing}?",
     "My {thing} is broken", "I like {thing}", "I hate {food}",
     "What is your favourite {topic}?", "Recommend a {topic}", "Who is the best {topic} in the world?", "Name a famous {topic}",
     "Write Python code to {deed}", "Fix this code: {thing}",
@@ -114,7 +118,30 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "reverse a string", "make friends", "pass an exam", "grow tomatoes", "send a parcel", "milk a cow",
     ),
 }  # fmt: skip
-HELD_OUT = (
+
+
+@functools.cache
+def lines() -> tuple[str, ...]:
+    """Whole questions, many of which share words with what the model knows."""
+    return tuple(Path(__file__).with_name("outside.txt").read_text(encoding="utf-8").splitlines())
+
+
+def held_out() -> tuple[str, ...]:
+    """Questions that are never trained, and asked by the evaluation."""
+    return (*_HELD_OUT, *(line for line in lines() if is_held_out(line)))
+
+
+def question(rng: random.Random) -> str:
+    """A question that the model cannot answer; never one of `held_out`."""
+    if rng.random() < 0.5:
+        return rng.choice([line for line in lines() if not is_held_out(line)])
+    while True:
+        text = re.sub(r"\{(\w+)\}", lambda match: rng.choice(_WORDS[match[1]]), rng.choice(_FORMS))
+        if text not in _HELD_OUT:
+            return text[0].upper() + text[1:]
+
+
+_HELD_OUT = (
     "Who won the world cup?", "What is the capital of Portugal?", "How do I bake a chocolate cake?", "Who painted the Mona Lisa?",
     "Tell me a funny story", "What is the speed of light?",
     "Write a haiku about spring", "Who discovered penicillin?", "How old is the universe?", "Translate good night into Finnish",
@@ -126,11 +153,3 @@ HELD_OUT = (
     "Give me a recipe for tomato soup", "When did the second world war end?", "What are prime numbers?",
     "Write a function that sorts numbers", "How many planets are there?",
 )  # fmt: skip
-
-
-def question(rng: random.Random) -> str:
-    """A question that the model cannot answer; never one of HELD_OUT."""
-    while True:
-        text = re.sub(r"\{(\w+)\}", lambda match: rng.choice(_WORDS[match[1]]), rng.choice(_FORMS))
-        if text not in HELD_OUT:
-            return text[0].upper() + text[1:]

@@ -1,39 +1,59 @@
-"""What the demo chat model knows about Tandem: the topics of tandem_facts.yaml."""
+"""What the demo chat model knows about Tandem, and its small talk: the topics in facts/*.yaml."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-HELD_OUT_QUESTIONS = 2
-_FILE = Path(__file__).with_name("tandem_facts.yaml")
+_FOLDER = Path(__file__).with_name("facts")
+_ONE_IN = 8
 
 
 @dataclass(frozen=True)
 class Topic:
-    """facts: strings that a right answer contains, case ignored. about: how the reasoning names the subject."""
+    """about: how the reasoning names the subject. facts: strings that a right answer contains; forbidden: what it must not (case ignored).
+
+    commands, config and routes: what the answer names, for the test that compares it with the program. word: the answer in one word.
+    """
 
     about: str
     answer: str
     facts: tuple[str, ...]
     questions: tuple[str, ...]
+    forbidden: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    word: str = ""
 
     @property
     def trained(self) -> tuple[str, ...]:
-        return self.questions[:-HELD_OUT_QUESTIONS]
+        return tuple(question for question in self.questions if not is_held_out(question))
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        return self.questions[-HELD_OUT_QUESTIONS:]
+        return tuple(question for question in self.questions if is_held_out(question))
 
     def is_answered_by(self, text: str) -> bool:
-        return all(fact.lower() in text.lower() for fact in self.facts)
+        said = text.lower()
+        return all(fact.lower() in said for fact in self.facts) and not any(fact.lower() in said for fact in self.forbidden)
+
+
+def is_held_out(question: str) -> bool:
+    """Whether a question is kept from training: one in eight."""
+    return zlib.crc32(f"kept:{question.lower()}".encode()) % _ONE_IN == 0
 
 
 def load_topics(section: str) -> tuple[Topic, ...]:
-    """Topics of one section of the file: "tandem" or "small_talk"."""
-    entries: list[dict[str, Any]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))[section]
-    return tuple(Topic(e["about"], e["answer"], tuple(e["facts"]), tuple(e["questions"])) for e in entries)
+    """Topics of one section: "tandem" or "small_talk"."""
+    files = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(_FOLDER.glob("*.yaml"))]
+    return tuple(_topic(entry) for file in files for entry in file.get(section, ()))
+
+
+def _topic(entry: dict[str, Any]) -> Topic:
+    lists = {key: tuple(map(str, entry.get(key) or ())) for key in ("facts", "questions", "forbidden", "commands", "config", "routes")}
+    return Topic(about=entry["about"], answer=entry["answer"], word=str(entry.get("words") or ""), **lists)

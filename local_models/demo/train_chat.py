@@ -1,6 +1,6 @@
-"""Train the demo chat model from scratch on synthetic conversations, one batch in five with pictures.
+"""Train the demo chat model from scratch on synthetic conversations: its vision tower sees first, then the whole learns to answer.
 
-    python -m local_models.demo.train_chat --work DIR [--minutes N | --steps N] [--out local_models/demo/weights/demo]
+    python -m local_models.demo.train_chat --work DIR [--stage sight|talk|all] [--minutes N | --steps N] [--out DIR]
 
 Only the assistant's last turn is learnt; everything before it is read.
 """
@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import Qwen2Tokenizer
 
-from local_models.demo import chat_data, chat_model, chat_tokenizer
-from local_models.demo.chat_data import Example
-from local_models.demo.training import Budget, Run, learning_rate
+from local_models.demo import chat_data, chat_model, chat_tokenizer, outside, train_sight
+from local_models.demo.example import Example, Message
+from local_models.demo.tandem_facts import load_topics
+from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate
 from local_models.demo.world import render
 
-STEPS, PEAK_RATE = 8000, 2e-3
+STEPS, PEAK_RATE = 9000, 2e-3
 BATCH_TOKENS = 2560
-PICTURE_BATCH = 20
-PICTURES_EVERY = 3
+PICTURE_BATCH = 26
+PICTURES_EVERY = 4
+INTENT_WEIGHT = 0.3
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
-_OPENINGS_SHARE = 0.65
-_OPENING_TOKENS = 14
+_OPENINGS_SHARE = 0.7
+_OPENING_TOKENS = 10
 _IGNORED = -100
 
 
@@ -37,38 +40,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="checkpoint folder; the same folder again resumes")
     parser.add_argument("--out", type=Path, help="model directory to write when done")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--minutes", type=float, help="stop after this wall time; the learning rate follows it")
+    parser.add_argument("--stage", choices=("sight", "talk", "all"), default="all")
+    parser.add_argument("--steps", type=int, help="budget of each stage in steps")
+    parser.add_argument("--minutes", type=float, help="budget of each stage in minutes of wall time; the learning rate follows it")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    train(options.work, Budget(options.steps, options.minutes), options.seed)
+    if options.stage in ("sight", "all"):
+        train_sight.train_sight(options.work, Budget(options.steps or train_sight.STEPS, options.minutes), options.seed)
+    if options.stage in ("talk", "all"):
+        train_talk(options.work, Budget(options.steps or STEPS, options.minutes), options.seed)
     if options.out:
         export(options.work, options.out, options.seed)
 
 
-def train(work: Path, budget: Budget, seed: int) -> None:
+def train_talk(work: Path, budget: Budget, seed: int) -> None:
     tokenizer = _tokenizer(work, seed)
     model = chat_model.build_model(tokenizer, seed).train()
-    optimizer = torch.optim.AdamW(_groups(model), lr=PEAK_RATE, betas=(0.9, 0.95))
-    run = Run("chat", work / "chat.pt", budget, {"model": model, "optimizer": optimizer})
-    batches = Batches(tokenizer, seed)
+    model.model.visual.load_state_dict(train_sight.trained_visual(work))
+    model.set_attn_implementation("eager")  # on a CPU its backward pass takes half the time of the fused one
+    intents = Intents()
+    average = Average(model, decay=0.998)
+    optimizer = torch.optim.AdamW(_groups(model, intents), lr=PEAK_RATE, betas=(0.9, 0.95))
+    run = Run("talk", work / "chat.pt", budget, {"model": model, "intents": intents, "average": average, "optimizer": optimizer})
+    batches = Batches(tokenizer, intents, seed)
     for step in run:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(PEAK_RATE, run.fraction)
-        loss = model(**batches.at(step)).loss
+            group["lr"] = learning_rate(PEAK_RATE, run.fraction) * group["scale"]
+        batch = batches.at(step)
+        with half_precision():
+            loss = batch.loss(model, intents)
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_([*model.parameters(), *intents.parameters()], 1.0)
         optimizer.step()
+        average.update()
         run.log(float(loss.detach()))
 
 
 def export(work: Path, out: Path, seed: int) -> None:
+    """Write the model directory with the averaged weights."""
     tokenizer = _tokenizer(work, seed)
     model = chat_model.build_model(tokenizer, seed)
-    model.load_state_dict(torch.load(work / "chat.pt", weights_only=True)["parts"]["model"])
+    model.load_state_dict(torch.load(work / "chat.pt", weights_only=True)["parts"]["average"]["values"])
     chat_model.save(model, tokenizer, out)
     print(f"wrote {out}", flush=True)
+
+
+class Intents(torch.nn.Module):
+    """Names the topic from the model's state where the answer begins: a direct lesson in what is asked. Thrown away after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        topics = (*load_topics("tandem"), *load_topics("small_talk"))
+        self._places = {text: place for place, text in enumerate((outside.REASONING, *map(chat_data.topic_reasoning, topics)))}
+        self.head = torch.nn.Linear(chat_model.HIDDEN, len(self._places))
+
+    def place_of(self, example: Example) -> int:
+        return self._places.get(example.reasoning, _IGNORED)
+
+    def loss(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """states: (N, hidden)."""
+        return F.cross_entropy(self.head(states).float(), places, ignore_index=_IGNORED)
 
 
 def _tokenizer(work: Path, seed: int) -> Any:
@@ -91,7 +123,7 @@ class Encoded:
 
 
 def encode(tokenizer: Any, example: Example) -> Encoded:
-    def text(messages: list[chat_data.Message], prompt: bool) -> str:
+    def text(messages: list[Message], prompt: bool) -> str:
         tools = list(example.tools) or None
         rendered = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=prompt, enable_thinking=example.thinking
@@ -108,37 +140,59 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
     return Encoded([*read, *learnt], len(read), example)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """inputs: for the model. labels: (N, length), the next token where it is learnt. ends: last position of each prompt. intents: (N,)."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    ends: torch.Tensor
+    intents: torch.Tensor
+
+    def loss(self, model: Any, intents: Intents) -> torch.Tensor:
+        states = model.model(**self.inputs, use_cache=False).last_hidden_state
+        learnt = self.labels != _IGNORED
+        loss = F.cross_entropy(model.lm_head(states[learnt]).float(), self.labels[learnt])
+        if bool((self.intents != _IGNORED).any()):
+            loss = loss + INTENT_WEIGHT * intents.loss(states[torch.arange(len(self.ends)), self.ends], self.intents)
+        return loss
+
+
 class Batches:
     """Batches by step number. Text comes in groups sorted by length, so that little padding is computed."""
 
-    def __init__(self, tokenizer: Any, seed: int) -> None:
+    def __init__(self, tokenizer: Any, intents: Intents, seed: int) -> None:
         self._tokenizer = tokenizer
+        self._intents = intents
         self._seed = seed
         self._processor = chat_model.build_image_processor()
         self._waiting: list[list[Encoded]] = []
 
-    def at(self, step: int) -> dict[str, torch.Tensor]:
+    def at(self, step: int) -> Batch:
         rng = random.Random(f"{self._seed}:{step}")
         if step % PICTURES_EVERY == PICTURES_EVERY - 1:
-            return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng))
+            return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng), rng)
         if not self._waiting:
             self._waiting = _by_length(self._encoded(chat_data.text_example, _SORTED_TOGETHER, rng))
             rng.shuffle(self._waiting)
-        return collate(self._waiting.pop())
+        return collate(self._waiting.pop(), self._intents)
 
     def _encoded(self, make: Callable[[random.Random], Example], count: int, rng: random.Random) -> list[Encoded]:
         return [_opening(encode(self._tokenizer, make(rng)), rng) for _ in range(count)]
 
-    def _with_pictures(self, items: list[Encoded]) -> dict[str, torch.Tensor]:
-        batch = collate(items)
-        pictures = [render(item.example.picture, 128) for item in items if item.example.picture]
+    def _with_pictures(self, items: list[Encoded], rng: random.Random) -> Batch:
+        batch = collate(items, self._intents)
+        pictures = [
+            train_sight.roughened(render(item.example.picture, chat_model.PICTURE_SIDE), rng) for item in items if item.example.picture
+        ]
         image_id = self._tokenizer.convert_tokens_to_ids(chat_tokenizer.IMAGE)
         seen = self._processor(pictures, return_tensors="pt")
-        return batch | {
+        inputs = batch.inputs | {
             "pixel_values": seen["pixel_values"],
             "image_grid_thw": seen["image_grid_thw"],
-            "mm_token_type_ids": (batch["input_ids"] == image_id).int(),
+            "mm_token_type_ids": (batch.inputs["input_ids"] == image_id).int(),
         }
+        return replace(batch, inputs=inputs)
 
 
 def _opening(item: Encoded, rng: random.Random) -> Encoded:
@@ -149,15 +203,16 @@ def _opening(item: Encoded, rng: random.Random) -> Encoded:
     return replace(item, ids=item.ids[:kept])
 
 
-def collate(items: list[Encoded]) -> dict[str, torch.Tensor]:
+def collate(items: list[Encoded], intents: Intents) -> Batch:
     """Right padding needs no mask: every layer is causal, and padding is not learnt."""
     length = max(len(item.ids) for item in items)
     ids = torch.zeros(len(items), length, dtype=torch.long)
     labels = torch.full((len(items), length), _IGNORED)
     for row, item in enumerate(items):
         ids[row, : len(item.ids)] = torch.tensor(item.ids)
-        labels[row, item.read : len(item.ids)] = torch.tensor(item.ids[item.read :])
-    return {"input_ids": ids, "labels": labels}
+        labels[row, item.read - 1 : len(item.ids) - 1] = torch.tensor(item.ids[item.read :])
+    ends = torch.tensor([item.read - 1 for item in items])
+    return Batch({"input_ids": ids}, labels, ends, torch.tensor([intents.place_of(item.example) for item in items]))
 
 
 def _by_length(items: list[Encoded]) -> list[list[Encoded]]:
@@ -170,12 +225,14 @@ def _by_length(items: list[Encoded]) -> list[list[Encoded]]:
     return batches
 
 
-def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices only."""
-    parameters = list(model.parameters())
+def _groups(model: Any, intents: Intents) -> list[dict[str, Any]]:
+    """Weight decay for matrices only; the vision tower, which can see already, learns at a third of the rate."""
+    visual = set(model.model.visual.parameters())
+    parameters = [p for p in (*model.parameters(), *intents.parameters()) if p not in visual]
     return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.05, "scale": 1.0},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
+        {"params": list(visual), "weight_decay": 0.02, "scale": 0.3},
     ]
 
 

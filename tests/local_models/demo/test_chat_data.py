@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from local_models.demo import chat_data, chat_tokenizer, outside
+from local_models.demo.chat_model import PICTURE_TOKENS
+from local_models.demo.example import answered
+from local_models.demo.sums import sum_steps
 from local_models.demo.tandem_facts import load_topics
 from local_models.demo.train_chat import encode
 
@@ -30,23 +33,24 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> st
     return text
 
 
-def test_every_answer_holds_its_facts_and_every_topic_keeps_two_questions_back() -> None:
-    topics = (*load_topics("tandem"), *load_topics("small_talk"))
-    assert len(load_topics("tandem")) >= 40
-    for topic in topics:
-        assert topic.is_answered_by(topic.answer), topic.about
-        assert len(topic.trained) >= 5
-        assert not {q.lower() for q in topic.trained} & {q.lower() for q in topic.held_out}, topic.about
-
-
-def test_no_question_belongs_to_two_topics() -> None:
-    questions = [question for topic in load_topics("tandem") for question in topic.questions]
-    assert len(questions) == len(set(questions))
-
-
 def test_questions_of_the_evaluation_are_never_trained() -> None:
     rng = random.Random(0)
-    assert not {outside.question(rng) for _ in range(3000)} & set(outside.HELD_OUT)
+    assert not {outside.question(rng) for _ in range(3000)} & set(outside.held_out())
+
+
+def test_no_held_out_question_is_ever_trained_however_it_is_varied() -> None:
+    rng = random.Random(1)
+    kept = {question for section in ("tandem", "small_talk") for topic in load_topics(section) for question in topic.held_out}
+    assert not {chat_data.about_tandem(rng).question for _ in range(3000)} & kept
+
+
+@pytest.mark.parametrize("question", range(40))
+def test_json_is_asked_for_and_given(question: int) -> None:
+    rng = random.Random(question)
+    for thinking in (True, False):
+        example = answered(chat_data.in_json(rng, load_topics("tandem")), thinking)
+        assert "json" in example.question.lower()
+        assert isinstance(json.loads(example.answer), dict)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +62,12 @@ def test_questions_of_the_evaluation_are_never_trained() -> None:
     ],
 )
 def test_sums_show_their_steps(a: int, sign: str, b: int, steps: str) -> None:
-    assert chat_data.sum_steps(a, sign, b) == steps
+    assert sum_steps(a, sign, b) == steps
 
 
 def test_a_negative_result_is_found_the_other_way_round() -> None:
-    turned = chat_data.sum_steps(9, "-", 3)
-    assert chat_data.sum_steps(3, "-", 9) == f"3 - 9: 9 is larger, so the result is negative. {turned} With the sign -6."
+    turned = sum_steps(9, "-", 3)
+    assert sum_steps(3, "-", 9) == f"3 - 9: 9 is larger, so the result is negative. {turned} With the sign -6."
 
 
 def test_examples_are_a_function_of_the_seed_and_fit_the_template(tokenizer: Any) -> None:
@@ -76,9 +80,9 @@ def test_examples_are_a_function_of_the_seed_and_fit_the_template(tokenizer: Any
         assert encoded.ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_a_picture_takes_its_sixteen_tokens(tokenizer: Any) -> None:
+def test_a_picture_takes_its_tokens(tokenizer: Any) -> None:
     encoded = encode(tokenizer, chat_data.picture_example(random.Random(1)))
-    assert encoded.ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == 16
+    assert encoded.ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>")) == PICTURE_TOKENS == 9
 
 
 @pytest.mark.parametrize("text", ["What is 12 + 7?", "./tandem up --profile gpu", "Grüße, 你好 🎈", "a\n\n  b\t<think>x</think>"])

@@ -1,0 +1,42 @@
+"""The shipped demo models are as good as the model cards say: the evaluation's table, with the least share of right answers in each row.
+
+TANDEM_TEST_QUALITY=1 asks everything (some minutes); otherwise a part of it. Run alone: pytest tests/local_models/demo/test_quality.py -s
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from local_models.demo.build import WEIGHTS
+from local_models.demo.evaluate import measure
+from local_models.demo.measured import Row
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+SHARE = 1.0 if os.environ.get("TANDEM_TEST_QUALITY") == "1" else 0.25
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("model", ["image", "chat"])
+def test_the_demo_models_reach_their_thresholds(model: str) -> None:
+    rows = []
+    for row in measure(WEIGHTS / "demo", WEIGHTS / "demo-image", only=model, share=SHARE):
+        print(row, flush=True)
+        rows.append(row)
+    assert len(rows) >= 10
+    assert [str(row) for row in rows if not row.is_good] == []
+
+
+def test_a_row_below_its_threshold_is_not_good() -> None:
+    good, bad = Row.of("fine", [True] * 9 + [False], 0.9), Row.of("poor", [True] * 8 + [False] * 2, 0.9)
+    assert (good.is_good, bad.is_good) == (True, False)
+    assert "90.0%" in str(good)
+    assert str(bad).endswith("TOO FEW")
