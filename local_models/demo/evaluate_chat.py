@@ -145,6 +145,8 @@ def _groups(image_folder: Path, share: float, rng: random.Random) -> Iterator[tu
     yield "tool call with the right prompt", 0.95, [Case(e, _calls_with(e.tool_prompt)) for e in calls]
     plain = [replace(chat_data.draw_without_tool(rng, scene), thinking=i % 2 == 0) for i, scene in enumerate(scenes)]
     yield "drawing without a tool: image mode and the prompt", 0.9, [Case(e, _holds(e.answer)) for e in plain]
+    after = [replace(chat_data.after_tool(rng), thinking=i % 2 == 0) for i in range(count // 2)]
+    yield "after the tool's result: says what came of it", 0.9, [Case(e, _holds(e.answer)) for e in after]
     yield from _about_pictures(image_folder, count, rng)
     yield from _in_form(count, topics, rng)
 

@@ -29,6 +29,7 @@ STEPS, GUIDANCE = 8, 3.0
 CONTROLNET, LORA = "controlnet-edges", "lora-outline"
 _BATCH = 16
 _HOLLOW = 0.3
+_SIDES = (64, 96, 160, 224, 256)
 Note = Callable[[str], None]
 
 
@@ -37,6 +38,7 @@ def measure(folder: Path, share: float, seed: int, note: Note) -> Iterator[Row]:
     pipeline = load_image(folder)
     prompts, few = max(8, round(400 * share)), max(8, round(40 * share))
     yield from _from_text(pipeline, prompts, seed, note)
+    yield _other_sizes(pipeline, few, seed)
     yield _negative_prompt(pipeline, few, seed)
     yield from _image_to_image(pipeline, few, seed)
     yield from _inpainting(pipeline, few, seed)
@@ -84,6 +86,19 @@ def _from_text(pipeline: Any, count: int, seed: int, note: Note) -> Iterator[Row
     yield Row.of("  of one shape alone", (shape for v in one for shape in v.shapes), 0.93)
     yield Row.of("  of two together", (shape for v in two for shape in v.shapes), 0.9)
     yield Row.of("pictures: relation of two shapes", (bool(v.relation) for v in two), 0.9)
+
+
+def _other_sizes(pipeline: Any, count: int, seed: int) -> Row:
+    """From the smallest side to the largest, with shapes that have some pixels even in the smallest."""
+    scenes = [scene for scene in held_out_scenes(4 * count, seed + 5, pairs=0.0) if scene.things[0].size != "small"][:count]
+    verdicts: list[Verdict] = []
+    for place, side in enumerate(_SIDES):
+        some = scenes[place :: len(_SIDES)]
+        pictures = draw(pipeline, [plain_caption(scene) for scene in some], seed, side)
+        verdicts += [judge(scene, picture) for scene, picture in zip(some, pictures, strict=True)]
+    return Row.of(
+        "pictures of 64 to 256 pixels: colours, background, shape", (v.colour and v.background and v.shape for v in verdicts), 0.8
+    )
 
 
 def _negative_prompt(pipeline: Any, count: int, seed: int) -> Row:
@@ -176,9 +191,3 @@ def _outline_style(pipeline: Any, folder: Path, count: int, seed: int) -> Iterat
         pipeline.unload_lora_weights()
     yield Row.of("LoRA: shapes become outlines", (hollow_share(picture) >= _HOLLOW for picture in styled), 0.9)
     yield Row.of("without the LoRA they are filled", (hollow_share(picture) < _HOLLOW for picture in plain), 0.95)
-
-
-def verdicts_of(pipeline: Any, scenes: list[Scene], seed: int) -> list[Verdict]:
-    """Of pictures drawn from the scenes' plain captions."""
-    pictures = draw(pipeline, [plain_caption(scene) for scene in scenes], seed)
-    return [judge(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]

@@ -21,6 +21,7 @@ from local_models.demo.captions import vocabulary
 NATIVE_SIDE = 128
 PROMPT_LENGTH = 32
 TEXT_WIDTH = 128
+PREVIEW_FILE = "preview.json"
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 
 _PUNCTUATION = (",", ".", ":", ";", "!", "?", "-", "'", '"', "(", ")")
@@ -88,7 +89,7 @@ def build_vae() -> Any:
 
 
 def build_unet() -> Any:
-    """Attention only where the picture is 8 x 8; the pooled prompt joins the time embedding and is heard everywhere."""
+    """Attention only where the picture is 8 x 8; the pooled prompt is in the time embedding and so reaches all layers."""
     return UNet2DConditionModel(
         sample_size=NATIVE_SIDE // latents.FACTOR,
         in_channels=latents.CHANNELS,
@@ -107,7 +108,7 @@ def build_unet() -> Any:
 
 
 def build_controlnet(unet: Any) -> Any:
-    """For edges: a copy of the UNet's first half, told by a picture of the pipeline's size. Two halvings bring that to the latents' size."""
+    """For edges: a copy of the UNet's first half, told by a picture of the pipeline's size, which two halvings bring to the latents'."""
     shared = {name: value for name, value in unet.config.items() if name in _CONTROLNET_OPTIONS and not name.startswith("_")}
     controlnet = ControlNetModel(**shared, conditioning_embedding_out_channels=(16, 32, 64))
     controlnet.load_state_dict(unet.state_dict(), strict=False)
@@ -149,9 +150,10 @@ def assemble(tokenizer: Any, text_encoder: Any, vae: Any, unet: Any) -> Any:
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
-    """Write the directory with half-precision weights; loaders cast them to the dtype they are asked for."""
+    """Write the directory with half-precision weights, which loaders cast to the dtype they are asked for, and the preview decoder."""
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    (folder / PREVIEW_FILE).write_text(json.dumps(latents.preview_factors()) + "\n", encoding="utf-8")
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
 

@@ -22,6 +22,14 @@ def latents_of(pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat([MEAN_SCALE * mean, EDGE_SCALE * edge], dim=1)
 
 
+def preview_factors() -> dict[str, list[list[float]] | list[float]]:
+    """The linear preview decoder, under the names that other programs give it: 4 latent channels to red, green and blue in -1 to 1."""
+    colour = [[1.0 / MEAN_SCALE if row == column else 0.0 for column in range(3)] for row in range(3)]
+    return {"latent_rgb_factors": [*colour, [0.0, 0.0, 0.0]], "latent_rgb_factors_bias": [0.0, 0.0, 0.0]}
+
+
 def thumbnail_of(latents: torch.Tensor) -> torch.Tensor:
     """The picture at a quarter of its size, (N, 3, h, w) in -1 to 1 of latents (N, 4, h, w): a preview without any network."""
-    return latents[:, :3] / MEAN_SCALE
+    factors = preview_factors()
+    pixels = torch.einsum("nchw,cr->nrhw", latents, torch.tensor(factors["latent_rgb_factors"]))
+    return pixels + torch.tensor(factors["latent_rgb_factors_bias"]).view(1, 3, 1, 1)

@@ -14,20 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image
 
 from local_models.demo import image_model
 from local_models.demo.captions import Said, Wish, prompt_for, wish_of
 from local_models.demo.edges import edges_of
 from local_models.demo.latents import latents_of
-from local_models.demo.train_image import learn, pixels_of, prepare, schedule, trained_text_encoder, trained_unet, v_loss
+from local_models.demo.train_image import learn, pixels_of, prepare, schedule, tensor_of, trained_text_encoder, trained_unet, v_loss
 from local_models.demo.training import Average, Budget, Run
 from local_models.demo.world import moved, render, training_scene
 
@@ -76,7 +74,7 @@ def train_controlnet(work: Path, budget: Budget, seed: int) -> None:
         rng = prepare(seed, step, optimizer, CONTROLNET_PEAK_RATE, run.fraction)
         scenes = [moved(training_scene(rng, 0.2), rng) for _ in range(_BATCH)]
         prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt_for(_shape_left_open(wish_of(s, rng), rng), rng) for s in scenes]
-        edges = pictures_of([edges_of(render(scene)) for scene in scenes]) / 2 + 0.5
+        edges = tensor_of([edges_of(render(scene)) for scene in scenes]) / 2 + 0.5
         loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128)), reader.read(prompts), *schedule())
         learn(loss, controlnet, optimizer)
         average.update()
@@ -99,15 +97,9 @@ def train_lora(work: Path, budget: Budget, seed: int) -> None:
         rng = prepare(seed, step, optimizer, LORA_PEAK_RATE, run.fraction)
         scenes = [training_scene(rng, 0.25) for _ in range(_BATCH)]
         prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt_for(wish_of(scene, rng), rng) for scene in scenes]
-        hollow = pictures_of([render(scene, hollow=True) for scene in scenes])
-        loss = v_loss(predict, latents_of(hollow), reader.read(prompts), *schedule())
+        loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128, hollow=True)), reader.read(prompts), *schedule())
         learn(loss, lora, optimizer)
         run.log(float(loss.detach()))
-
-
-def pictures_of(pictures: list[Image.Image]) -> torch.Tensor:
-    """(N, 3, height, width), -1 to 1."""
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def _shape_left_open(wish: Wish, rng: random.Random) -> Wish:

@@ -1,5 +1,6 @@
 """The directories in weights/ load with plain transformers and diffusers, are small, and do what the model cards say."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ def test_it_draws_in_other_sizes(pipeline: Any, side: int) -> None:
     (picture,) = draw(pipeline, ["a red circle on a blue background"], seed=0, side=side)
     assert picture.size == (side, side)
     assert judge(single("circle", "red", "blue"), picture).background
+
+
+def test_latents_can_be_previewed_without_the_autoencoder(pipeline: Any) -> None:
+    factors = json.loads((WEIGHTS / "demo-image" / "preview.json").read_text())
+    prompt, generator = "a red circle on a blue background", torch.Generator().manual_seed(3)
+    latents = pipeline(prompt, num_inference_steps=8, guidance_scale=3.0, generator=generator, output_type="latent").images
+    preview = torch.einsum("nchw,cr->nrhw", latents, torch.tensor(factors["latent_rgb_factors"]))
+    with torch.no_grad():
+        whole = pipeline.vae.decode(latents).sample
+    assert preview.shape == (1, 3, 32, 32)
+    assert (preview - torch.nn.functional.avg_pool2d(whole, 4)).abs().mean() < 0.05
 
 
 def test_the_same_seed_gives_the_same_pixels(pipeline: Any) -> None:
