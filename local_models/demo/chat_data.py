@@ -43,6 +43,18 @@ def text_example(rng: random.Random) -> Example:
     return replace(example, history=(*_system(rng), *_history(rng)))
 
 
+def known_question(rng: random.Random) -> Example:
+    """A question that has an answer known by heart, or is known to have none."""
+    maker = rng.choices((about_tandem, small_talk, outside_question), (0.8, 0.08, 0.12))[0]
+    return answered(maker(rng), thinking=rng.random() < 0.5)
+
+
+def skill_example(rng: random.Random) -> Example:
+    """Something that no text known by heart can answer: sums, and drawing what was asked for."""
+    maker = rng.choices((small_sum, draw_without_tool, draw_with_tool, after_tool), (0.4, 0.2, 0.3, 0.1))[0]
+    return replace(answered(maker(rng), thinking=rng.random() < 0.5), history=_system(rng))
+
+
 def about_tandem(rng: random.Random) -> Example:
     return _topic_example(rng.choice(_topics("tandem")), rng)
 

@@ -15,6 +15,7 @@ from local_models.demo.chat_tokenizer import IMAGE, PAD, TURN_END, VIDEO, VISION
 
 CONTEXT_LENGTH = 2048
 HIDDEN = 192
+_FIRST_DECAY = (0.3, 0.05, 0.005)  # of each head's memory, per token
 PATCH, MERGE = 16, 2
 PICTURE_SIDE = 96
 PICTURE_PIXELS = PICTURE_SIDE * PICTURE_SIDE
@@ -29,7 +30,7 @@ def build_config(tokenizer: Any) -> Any:
         "hidden_size": HIDDEN,
         "intermediate_size": 3 * HIDDEN,
         "num_hidden_layers": 4,
-        "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
@@ -75,8 +76,16 @@ def vision_config() -> dict[str, Any]:
 
 
 def build_model(tokenizer: Any, seed: int = 0) -> Any:
+    """Untrained. Its linear attention remembers from the start: transformers' own first decay forgets a token within the next one."""
     torch.manual_seed(seed)
-    return Qwen3_5ForConditionalGeneration(build_config(tokenizer))
+    model = Qwen3_5ForConditionalGeneration(build_config(tokenizer))
+    decay = torch.tensor(_FIRST_DECAY)
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "dt_bias"):
+                module.A_log.zero_()
+                module.dt_bias.copy_(torch.log(torch.expm1(decay)))
+    return model
 
 
 def build_visual(seed: int = 0) -> Any:

@@ -21,14 +21,16 @@ from transformers import Qwen2Tokenizer
 from local_models.demo import chat_data, chat_model, chat_tokenizer, outside, train_sight
 from local_models.demo.example import Example, Message
 from local_models.demo.tandem_facts import load_topics
-from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate
+from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate, on_device, trained, use_best_device
 from local_models.demo.world import render
 
 STEPS, PEAK_RATE = 9000, 2e-3
 BATCH_TOKENS = 2560
 PICTURE_BATCH = 26
 PICTURES_EVERY = 4
-INTENT_WEIGHT = 0.3
+INTENT_WEIGHT = 0.5
+READING_FIRST = 0.2  # of the budget
+READING_BATCH = 80
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
 _OPENINGS_SHARE = 0.7
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="budget of each stage in minutes of wall time; the learning rate follows it")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    print(f"training on {use_best_device()}", flush=True)
     if options.stage in ("sight", "all"):
         train_sight.train_sight(options.work, Budget(options.steps or train_sight.STEPS, options.minutes), options.seed)
     if options.stage in ("talk", "all"):
@@ -66,7 +69,7 @@ def train_talk(work: Path, budget: Budget, seed: int) -> None:
     for step in run:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(PEAK_RATE, run.fraction) * group["scale"]
-        batch = batches.at(step)
+        batch = batches.at(step, run.fraction)
         with half_precision():
             loss = batch.loss(model, intents)
         optimizer.zero_grad()
@@ -81,7 +84,7 @@ def export(work: Path, out: Path, seed: int) -> None:
     """Write the model directory with the averaged weights."""
     tokenizer = _tokenizer(work, seed)
     model = chat_model.build_model(tokenizer, seed)
-    model.load_state_dict(torch.load(work / "chat.pt", weights_only=True)["parts"]["average"]["values"])
+    model.load_state_dict(trained(work / "chat.pt", "average")["values"])
     chat_model.save(model, tokenizer, out)
     print(f"wrote {out}", flush=True)
 
@@ -152,7 +155,9 @@ class Batch:
     def loss(self, model: Any, intents: Intents) -> torch.Tensor:
         states = model.model(**self.inputs, use_cache=False).last_hidden_state
         learnt = self.labels != _IGNORED
-        loss = F.cross_entropy(model.lm_head(states[learnt]).float(), self.labels[learnt])
+        loss: torch.Tensor = states.new_zeros(())
+        if bool(learnt.any()):
+            loss = F.cross_entropy(model.lm_head(states[learnt]).float(), self.labels[learnt])
         if bool((self.intents != _IGNORED).any()):
             loss = loss + INTENT_WEIGHT * intents.loss(states[torch.arange(len(self.ends)), self.ends], self.intents)
         return loss
@@ -168,12 +173,17 @@ class Batches:
         self._processor = chat_model.build_image_processor()
         self._waiting: list[list[Encoded]] = []
 
-    def at(self, step: int) -> Batch:
+    def at(self, step: int, fraction: float) -> Batch:
+        """fraction: of the budget. At first questions are only read, beside skills that no text known by heart can show."""
         rng = random.Random(f"{self._seed}:{step}")
+        if fraction < READING_FIRST and step % 2 == 0:
+            items = self._encoded(chat_data.known_question, READING_BATCH, rng)
+            return collate([replace(item, ids=item.ids[: item.read]) for item in items], self._intents)
         if step % PICTURES_EVERY == PICTURES_EVERY - 1:
             return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng), rng)
         if not self._waiting:
-            self._waiting = _by_length(self._encoded(chat_data.text_example, _SORTED_TOGETHER, rng))
+            make = chat_data.skill_example if fraction < READING_FIRST else chat_data.text_example
+            self._waiting = _by_length(self._encoded(make, _SORTED_TOGETHER, rng))
             rng.shuffle(self._waiting)
         return collate(self._waiting.pop(), self._intents)
 
@@ -188,8 +198,8 @@ class Batches:
         image_id = self._tokenizer.convert_tokens_to_ids(chat_tokenizer.IMAGE)
         seen = self._processor(pictures, return_tensors="pt")
         inputs = batch.inputs | {
-            "pixel_values": seen["pixel_values"],
-            "image_grid_thw": seen["image_grid_thw"],
+            "pixel_values": on_device(seen["pixel_values"]),
+            "image_grid_thw": on_device(seen["image_grid_thw"]),
             "mm_token_type_ids": (batch.inputs["input_ids"] == image_id).int(),
         }
         return replace(batch, inputs=inputs)

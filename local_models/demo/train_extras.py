@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from local_models.demo import image_model
+from local_models.demo import image_model, train_prompts
 from local_models.demo.captions import Said, Wish, prompt_for, wish_of
 from local_models.demo.edges import edges_of
 from local_models.demo.latents import latents_of
 from local_models.demo.train_image import learn, pixels_of, prepare, schedule, tensor_of, trained_text_encoder, trained_unet, v_loss
-from local_models.demo.training import Average, Budget, Run
+from local_models.demo.training import Average, Budget, Run, trained, use_best_device
 from local_models.demo.world import moved, render, training_scene
 
 CONTROLNET_STEPS, CONTROLNET_PEAK_RATE = 1500, 6e-4
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="budget of each stage in minutes of wall time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    print(f"training on {use_best_device()}", flush=True)
     if options.stage in ("controlnet", "all"):
         train_controlnet(options.work, Budget(options.steps or CONTROLNET_STEPS, options.minutes), options.seed)
     if options.stage in ("lora", "all"):
@@ -123,8 +123,7 @@ class _Reader:
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> torch.Tensor:
-        ids = self._tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        hidden: torch.Tensor = self._text_encoder(ids)[0]
+        hidden: torch.Tensor = self._text_encoder(train_prompts.ids_of(self._tokenizer, prompts))[0]
         return hidden
 
 
@@ -136,7 +135,7 @@ def export(work: Path, out: Path) -> None:
 def _written(work: Path, out: Path) -> Iterator[str]:
     if (work / "controlnet.pt").exists():
         controlnet = image_model.build_controlnet(image_model.build_unet())
-        controlnet.load_state_dict(torch.load(work / "controlnet.pt", weights_only=True)["parts"]["average"]["values"])
+        controlnet.load_state_dict(trained(work / "controlnet.pt", "average")["values"])
         image_model.save_controlnet(controlnet, out / "controlnet-edges")
         yield "controlnet-edges"
     if (work / "lora.pt").exists():
@@ -144,8 +143,8 @@ def _written(work: Path, out: Path) -> Iterator[str]:
         unet.requires_grad_(False)
         unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS))
         lora = torch.nn.ParameterList(parameter for parameter in unet.parameters() if parameter.requires_grad)
-        lora.load_state_dict(torch.load(work / "lora.pt", weights_only=True)["parts"]["model"])
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet.to(torch.float16)))
+        lora.load_state_dict(trained(work / "lora.pt", "model"))
+        layers = get_peft_model_state_dict(unet.to(torch.float16))
         StableDiffusionPipeline.save_lora_weights(out / "lora-outline", unet_lora_layers=layers, safe_serialization=True)
         for file in (out / "lora-outline").glob("*.safetensors"):
             file.chmod(0o644)

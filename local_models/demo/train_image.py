@@ -22,7 +22,7 @@ from PIL import Image
 from local_models.demo import image_model, train_prompts
 from local_models.demo.captions import caption, wish_of
 from local_models.demo.latents import CHANNELS, FACTOR, latents_of
-from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate
+from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate, on_device, trained, use_best_device
 from local_models.demo.world import Scene, is_held_out, random_scene, render, training_scene
 
 TEXT_STEPS, TEXT_PEAK_RATE = 3000, 1.5e-3
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
+    print(f"training on {use_best_device()}", flush=True)
     if options.stage in ("text", "all"):
         train_text(options.work, Budget(options.steps or TEXT_STEPS, options.minutes), options.seed)
     if options.stage in ("vae", "all"):
@@ -72,7 +73,8 @@ def pixels_of(scenes: list[Scene], width: int, height: int, hollow: bool = False
 
 def tensor_of(pictures: list[Image.Image]) -> torch.Tensor:
     """(N, 3, height, width), -1 to 1, of RGB pictures of one size."""
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    stack = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    return on_device(stack).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def train_text(work: Path, budget: Budget, seed: int) -> None:
@@ -156,8 +158,7 @@ def train_unet(work: Path, budget: Budget, seed: int) -> None:
         rng = prepare(seed, step, optimizer, UNET_PEAK_RATE, run.fraction)
         latents, prompts = _unet_batch(rng, run.fraction)
         with torch.no_grad():
-            ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            said = text_encoder(ids)[0]
+            said = text_encoder(train_prompts.ids_of(tokenizer, prompts))[0]
         loss = v_loss(lambda *given: unet(*given).sample, latents, said, signal, noise)
         learn(loss, unet, optimizer)
         average.update()
@@ -175,7 +176,7 @@ def _unet_batch(rng: random.Random, fraction: float) -> tuple[torch.Tensor, list
 
 def schedule() -> tuple[torch.Tensor, torch.Tensor]:
     """Share of signal and of noise at each of the scheduler's timesteps."""
-    kept = image_model.build_scheduler().alphas_cumprod
+    kept = on_device(image_model.build_scheduler().alphas_cumprod)
     return kept.sqrt(), (1.0 - kept).sqrt()
 
 
@@ -195,21 +196,21 @@ def v_loss(
 
 def trained_text_encoder(work: Path, tokenizer: Any) -> Any:
     reader = train_prompts.Reader(image_model.build_text_encoder(tokenizer))
-    reader.load_state_dict(torch.load(work / "text.pt", weights_only=True)["parts"]["model"])
+    reader.load_state_dict(trained(work / "text.pt", "model"))
     return reader.text_encoder.eval()
 
 
 def trained_unet(work: Path) -> Any:
     """With the averaged weights."""
     unet = image_model.build_unet()
-    unet.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["parts"]["average"]["values"])
+    unet.load_state_dict(trained(work / "unet.pt", "average")["values"])
     return unet
 
 
 def _trained_vae(work: Path) -> Any:
     """Its latents hardly vary for one picture: the half of the encoder's output that says how much is set to next to nothing."""
     vae = image_model.build_vae()
-    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["parts"]["model"])
+    vae.load_state_dict(trained(work / "vae.pt", "model"))
     with torch.no_grad():
         vae.quant_conv.weight[CHANNELS:] = 0.0
         vae.quant_conv.bias[CHANNELS:] = LOG_VARIANCE

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from local_models.demo import image_model
 from local_models.demo.captions import Wish, prompt_for, wish_of
+from local_models.demo.training import on_device
 from local_models.demo.world import COLOURS, RELATIONS, SHAPES, SIZES, training_scene
 
 BATCH = 160
@@ -72,8 +73,12 @@ def batch(
     """Token ids (N, length) and labels (N, slots)."""
     wishes = [keep(rng) if keep else random_wish(rng) for _ in range(count)]
     prompts = [prompt_for(wish, rng) if wish.things else "" for wish in wishes]
-    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return ids, torch.tensor([labels_of(wish) for wish in wishes])
+    return ids_of(tokenizer, prompts), torch.tensor([labels_of(wish) for wish in wishes])
+
+
+def ids_of(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
+    """(N, length), filled with end tokens as the pipeline does it."""
+    return on_device(tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids)
 
 
 def random_wish(rng: random.Random) -> Wish:

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from local_models.demo import chat_model
 from local_models.demo.chat_model import MERGE, PATCH
-from local_models.demo.training import Budget, Run, half_precision, learning_rate
+from local_models.demo.training import Budget, Run, half_precision, learning_rate, on_device, trained
 from local_models.demo.world import COLOURS, RELATIONS, SHAPES, Scene, ordered, render, training_scene
 
 STEPS, PEAK_RATE = 5000, 2e-3
@@ -84,7 +84,7 @@ def _scene(rng: random.Random, fraction: float) -> Scene:
 
 def trained_visual(work: Path) -> dict[str, Any]:
     """The vision tower's state."""
-    state = torch.load(work / "sight.pt", weights_only=True)["parts"]["model"]
+    state = trained(work / "sight.pt", "model")
     return {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
 
 
@@ -103,7 +103,7 @@ def _look(sight: Sight, processor: Any, scenes: list[Scene], pictures: list[Imag
     """The loss, and the share of pictures whose shapes and colours are all read right."""
     seen = processor(pictures, return_tensors="pt")
     with half_precision():
-        shapes, colours, whole = sight(seen["pixel_values"], seen["image_grid_thw"])
+        shapes, colours, whole = sight(on_device(seen["pixel_values"]), on_device(seen["image_grid_thw"]))
     pieces = torch.tensor([_pieces(scene) for scene in scenes])
     loss = F.cross_entropy(shapes.float().flatten(0, 1), pieces[:, 0].flatten()) + F.cross_entropy(
         colours.float().flatten(0, 1), pieces[:, 1].flatten()
