@@ -34,8 +34,9 @@ def text_example(rng: random.Random) -> Example:
         after_tool,
         missing_picture,
         in_form,
+        repeat,
     )
-    weights = (0.50, 0.06, 0.12, 0.11, 0.01, 0.05, 0.08, 0.015, 0.01, 0.045)
+    weights = (0.46, 0.05, 0.12, 0.13, 0.01, 0.05, 0.10, 0.02, 0.01, 0.04, 0.01)
     maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
     example = answered(maker(rng), thinking=rng.random() < 0.5)
     if not example.tools and rng.random() < 0.04 and maker not in (draw_without_tool, missing_picture):
@@ -50,9 +51,21 @@ def known_question(rng: random.Random) -> Example:
 
 
 def skill_example(rng: random.Random) -> Example:
-    """Something that no text known by heart can answer: sums, and drawing what was asked for."""
-    maker = rng.choices((small_sum, draw_without_tool, draw_with_tool, after_tool), (0.4, 0.2, 0.3, 0.1))[0]
+    """Something that no text known by heart can answer: repeating, sums, and drawing what was asked for."""
+    maker = rng.choices((repeat, small_sum, draw_without_tool, draw_with_tool, after_tool), (0.4, 0.28, 0.1, 0.16, 0.06))[0]
     return replace(answered(maker(rng), thinking=rng.random() < 0.5), history=_system(rng))
+
+
+def repeat(rng: random.Random) -> Example:
+    """Word for word: every token of the answer stands in the question, which soon teaches to look there."""
+    kind = rng.random()
+    if kind < 0.35:
+        text = " ".join(str(rng.randint(0, 99)) for _ in range(rng.randint(3, 10)))
+    elif kind < 0.65:
+        text = phrase(training_scene(rng), rng)
+    else:
+        text = " ".join(rng.choice(_vocabulary()) for _ in range(rng.randint(3, 9)))
+    return Example(rng.choice(_REPEAT_WISHES).format(text), text, f"The user wants me to repeat: {text}")
 
 
 def about_tandem(rng: random.Random) -> Example:
@@ -208,6 +221,7 @@ def _with_form(example: Example, wish: str, answer: str, answer_with_steps: str 
     return replace(example, question=question, answer=answer, answer_with_steps=answer_with_steps, by_heart=False)
 
 
+_REPEAT_WISHES = ("Repeat: {}", "Repeat after me: {}", "Say: {}", "Say this again: {}", "repeat {}", "Please repeat this: {}", "Copy: {}")
 _DESCRIBE = (
     "What is in this picture?", "Describe the picture", "What do you see?", "What is shown here?", "Describe this image", "What is this?",
     "What is in the image?", "Tell me what you see", "Describe this picture, please", "", "What does this show?", "Look at this",
@@ -259,6 +273,12 @@ _WISHES = (
     "I need an image of {}", "A picture of {}, please", "make {}",
 )  # fmt: skip
 _topics = functools.cache(load_topics)
+
+
+@functools.cache
+def _vocabulary() -> list[str]:
+    """Every word of the questions about Tandem that is trained."""
+    return sorted({word for topic in load_topics("tandem") for question in topic.trained for word in question.split()})
 
 
 def _topic_example(topic: Topic, rng: random.Random) -> Example:

@@ -29,7 +29,7 @@ BATCH_TOKENS = 2560
 PICTURE_BATCH = 26
 PICTURES_EVERY = 4
 INTENT_WEIGHT = 0.5
-READING_FIRST = 0.2  # of the budget
+READING_FIRST = 0.32  # of the budget
 READING_BATCH = 80
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
@@ -176,13 +176,14 @@ class Batches:
     def at(self, step: int, fraction: float) -> Batch:
         """fraction: of the budget. At first questions are only read, beside skills that no text known by heart can show."""
         rng = random.Random(f"{self._seed}:{step}")
-        if fraction < READING_FIRST and step % 2 == 0:
+        first = fraction < READING_FIRST
+        if first and step % 8 in (0, 3, 6):
             items = self._encoded(chat_data.known_question, READING_BATCH, rng)
             return collate([replace(item, ids=item.ids[: item.read]) for item in items], self._intents)
-        if step % PICTURES_EVERY == PICTURES_EVERY - 1:
+        if step % (2 * PICTURES_EVERY if first else PICTURES_EVERY) == 1:
             return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng), rng)
         if not self._waiting:
-            make = chat_data.skill_example if fraction < READING_FIRST else chat_data.text_example
+            make = chat_data.skill_example if first else chat_data.text_example
             self._waiting = _by_length(self._encoded(make, _SORTED_TOGETHER, rng))
             rng.shuffle(self._waiting)
         return collate(self._waiting.pop(), self._intents)
@@ -242,7 +243,7 @@ def _groups(model: Any, intents: Intents) -> list[dict[str, Any]]:
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.05, "scale": 1.0},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
-        {"params": list(visual), "weight_decay": 0.02, "scale": 0.3},
+        {"params": list(model.model.visual.parameters()), "weight_decay": 0.02, "scale": 0.3},
     ]
 
 

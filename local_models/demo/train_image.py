@@ -30,7 +30,7 @@ VAE_STEPS, VAE_PEAK_RATE, VAE_NOISE = 4000, 2e-3, 0.1
 HOLLOW_SHARE = 0.15  # of the autoencoder's pictures: outlines, which the LoRA draws
 UNET_STEPS, UNET_PEAK_RATE = 8000, 1e-3
 EMPTY_PROMPT_SHARE = 0.1
-PAIRS_SHARE = 0.4
+PAIRS_SHARE, INSIDE_SHARE = 0.5, 0.4
 LOG_VARIANCE = -9.0
 NOISY_SHARE = 0.75  # below 1: more of the noisy timesteps, where the shape is decided
 
@@ -169,7 +169,7 @@ def _unet_batch(rng: random.Random, fraction: float) -> tuple[torch.Tensor, list
     sizes = _SIZES_FIRST if fraction < _SMALL_FIRST else _SIZES_LAST
     width, height = rng.choices(list(sizes), list(sizes.values()))[0]
     count = min(_BATCH_MOST, _BATCH_LATENTS * FACTOR**2 // (width * height))
-    scenes = [training_scene(rng, PAIRS_SHARE) for _ in range(count)]
+    scenes = [training_scene(rng, PAIRS_SHARE, INSIDE_SHARE) for _ in range(count)]
     prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else caption(scene, rng) for scene in scenes]
     return latents_of(pixels_of(scenes, width, height)), prompts
 

@@ -32,7 +32,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 18),
 }
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "heart", "cross", "ring")
-SIZES: dict[Size, float] = {"small": 0.16, "medium": 0.26, "large": 0.38}
+SIZES: dict[Size, float] = {"small": 0.19, "medium": 0.26, "large": 0.38}
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below", "inside")
 OPPOSITE: dict[Relation, Relation] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -93,14 +93,14 @@ def render(scene: Scene, width: int = 128, height: int | None = None, hollow: bo
     return canvas.resize((width, height), Image.Resampling.BOX)
 
 
-def random_scene(rng: random.Random, pairs: float = 0.3) -> Scene:
-    """A scene whose neighbouring colours differ. pairs: share of scenes with two things."""
-    return _pair(rng) if rng.random() < pairs else _single(rng)
+def random_scene(rng: random.Random, pairs: float = 0.3, inside: float = 0.2) -> Scene:
+    """A scene whose neighbouring colours differ. pairs: share of scenes with two things; inside: of those, with one inside the other."""
+    return _pair(rng, inside) if rng.random() < pairs else _single(rng)
 
 
-def training_scene(rng: random.Random, pairs: float = 0.3) -> Scene:
+def training_scene(rng: random.Random, pairs: float = 0.3, inside: float = 0.2) -> Scene:
     """A random scene that is not held out."""
-    while is_held_out(scene := random_scene(rng, pairs)):
+    while is_held_out(scene := random_scene(rng, pairs, inside)):
         pass
     return scene
 
@@ -149,14 +149,14 @@ def _single(rng: random.Random) -> Scene:
     return Scene(background, (thing,))
 
 
-def _pair(rng: random.Random) -> Scene:
-    relation = rng.choice(RELATIONS)
+def _pair(rng: random.Random, inside: float) -> Scene:
+    relation = "inside" if rng.random() < inside else rng.choice(RELATIONS[:4])
     background, first, second = rng.sample(list(COLOURS), 3)
     if relation == "inside":
         outer_shape = rng.choice(("circle", "square", "heart", "diamond", "triangle"))
         outer = Thing(outer_shape, second, "large", 0.0, 0.0, 0.44 * rng.uniform(0.95, 1.05))
         y = {"triangle": 0.06, "heart": -0.02}.get(outer_shape, 0.0)
-        inner = Thing(rng.choice(SHAPES), first, "small", rng.uniform(-0.02, 0.02), y, 0.15 * rng.uniform(0.95, 1.05))
+        inner = Thing(rng.choice(SHAPES), first, "small", rng.uniform(-0.02, 0.02), y, 0.18 * rng.uniform(0.95, 1.05))
         return Scene(background, (inner, outer), relation)
     dx, dy = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
     things = tuple(

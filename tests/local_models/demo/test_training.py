@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from local_models.demo import chat_tokenizer, train_chat, train_extras, train_image
+from local_models.demo import chat_model, chat_tokenizer, train_chat, train_extras, train_image
 from local_models.demo.evaluate_chat import Chat
 from local_models.demo.evaluate_image import CONTROLNET, LORA, draw, load_image
 from local_models.demo.example import Example
@@ -45,6 +45,15 @@ def test_the_chat_model_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "sight: goes on from step 1 of" in said
     assert "talk: goes on from step 1 of" in said
     assert Chat(tmp_path / "out").answer(Example("Hello", "", ""))
+
+
+def test_the_optimizer_s_parameters_come_in_the_same_order_each_time() -> None:
+    """A resumed run gives each parameter the state that was its own."""
+    tokenizer = chat_tokenizer.build_tokenizer(samples=50)
+    for group in train_chat._groups(model := chat_model.build_model(tokenizer), train_chat.Intents()):
+        places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+        known = [places[id(parameter)] for parameter in group["params"] if id(parameter) in places]
+        assert known == sorted(known)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
