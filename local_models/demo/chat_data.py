@@ -21,38 +21,20 @@ from local_models.demo.tandem_facts import Topic, load_topics
 from local_models.demo.world import OPPOSITE, SHAPES, Scene, ordered, training_scene
 
 
-def text_example(rng: random.Random) -> Example:
-    """Anything without a picture: a question alone, or after one or two others."""
-    makers = (
-        about_tandem,
-        small_talk,
-        outside_question,
-        small_sum,
-        hard_sum,
-        draw_without_tool,
-        draw_with_tool,
-        after_tool,
-        missing_picture,
-        in_form,
-        repeat,
-    )
-    weights = (0.46, 0.05, 0.12, 0.13, 0.01, 0.05, 0.10, 0.02, 0.01, 0.04, 0.01)
-    maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
+def known_example(rng: random.Random) -> Example:
+    """A question that has an answer known by heart, or is known to have none: alone, or after one or two others."""
+    maker: Callable[[random.Random], Example] = rng.choices((about_tandem, small_talk, outside_question), (0.82, 0.07, 0.11))[0]
     example = answered(maker(rng), thinking=rng.random() < 0.5)
-    if not example.tools and rng.random() < 0.04 and maker not in (draw_without_tool, missing_picture):
+    if rng.random() < 0.02:
         example = replace(example, tools=_tools(rng))
     return replace(example, history=(*_system(rng), *_history(rng)))
 
 
-def known_question(rng: random.Random) -> Example:
-    """A question that has an answer known by heart, or is known to have none."""
-    maker = rng.choices((about_tandem, small_talk, outside_question), (0.8, 0.08, 0.12))[0]
-    return answered(maker(rng), thinking=rng.random() < 0.5)
-
-
 def skill_example(rng: random.Random) -> Example:
-    """Something that no text known by heart can answer: repeating, sums, and drawing what was asked for."""
-    maker = rng.choices((repeat, small_sum, draw_without_tool, draw_with_tool, after_tool), (0.4, 0.28, 0.1, 0.16, 0.06))[0]
+    """Something that no text known by heart can answer: repeating, sums, drawing what was asked for, answers in a wanted form."""
+    makers = (repeat, small_sum, hard_sum, draw_without_tool, draw_with_tool, after_tool, in_form, missing_picture)
+    weights = (0.1, 0.4, 0.02, 0.14, 0.2, 0.05, 0.07, 0.02)
+    maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
     return replace(answered(maker(rng), thinking=rng.random() < 0.5), history=_system(rng))
 
 
@@ -81,7 +63,7 @@ def topic_reasoning(topic: Topic) -> str:
 
 
 def outside_question(rng: random.Random) -> Example:
-    return Example(vary(outside.question(rng), rng), outside.ANSWER, outside.REASONING, by_heart=True)
+    return Example(vary(outside.question(rng), rng), outside.ANSWER, outside.REASONING)
 
 
 def in_form(rng: random.Random) -> Example:
@@ -208,7 +190,7 @@ def _as_json(example: Example, rng: random.Random) -> Example:
     if example.steps_needed:
         result = int(example.answer.rstrip(".").rsplit(" ", 1)[1])
         return _with_form(example, wish, json.dumps({"result": result}), json.dumps({"steps": example.reasoning, "result": result}))
-    return replace(_with_form(example, wish, json.dumps({"answer": example.answer})), by_heart=True)
+    return _with_form(example, wish, json.dumps({"answer": example.answer}))
 
 
 def _in_one_word(example: Example, rng: random.Random, word: str = "") -> Example:
@@ -218,7 +200,7 @@ def _in_one_word(example: Example, rng: random.Random, word: str = "") -> Exampl
 def _with_form(example: Example, wish: str, answer: str, answer_with_steps: str | None = None) -> Example:
     """wish: has a place for the question."""
     question = wish.format(example.question)
-    return replace(example, question=question, answer=answer, answer_with_steps=answer_with_steps, by_heart=False)
+    return replace(example, question=question, answer=answer, answer_with_steps=answer_with_steps)
 
 
 _REPEAT_WISHES = ("Repeat: {}", "Repeat after me: {}", "Say: {}", "Say this again: {}", "repeat {}", "Please repeat this: {}", "Copy: {}")
@@ -282,7 +264,7 @@ def _vocabulary() -> list[str]:
 
 
 def _topic_example(topic: Topic, rng: random.Random) -> Example:
-    return Example(vary(rng.choice(topic.trained), rng, _kept_questions()), topic.answer, topic_reasoning(topic), by_heart=True)
+    return Example(vary(rng.choice(topic.trained), rng, _kept_questions()), topic.answer, topic_reasoning(topic))
 
 
 @functools.cache
@@ -349,7 +331,7 @@ def _system(rng: random.Random) -> tuple[Message, ...]:
 
 def _history(rng: random.Random) -> tuple[Message, ...]:
     turns: list[Message] = []
-    for _ in range(rng.choices((0, 1, 2), (0.84, 0.12, 0.04))[0]):
+    for _ in range(rng.choices((0, 1, 2), (0.9, 0.08, 0.02))[0]):
         maker = rng.choice((about_tandem, about_tandem, small_talk, outside_question, small_sum, draw_without_tool))
         past = maker(rng)
         turns += [{"role": "user", "content": past.question}, {"role": "assistant", "content": past.answer}]

@@ -55,7 +55,7 @@ def _corpus(seed: int, samples: int) -> Iterable[str]:
     for topic in (*load_topics("tandem"), *load_topics("small_talk")):
         yield from (topic.answer, topic.answer, *topic.questions, chat_data.topic_reasoning(topic))
     for _ in range(samples):
-        example = chat_data.text_example(rng)
+        example = rng.choice((chat_data.known_example, chat_data.skill_example))(rng)
         yield example.question
         yield outside.question(rng)
         yield json.dumps(example.tools) if rng.random() < 0.1 else ""

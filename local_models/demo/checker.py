@@ -17,6 +17,7 @@ from local_models.demo.world import COLOURS, SHAPES, Relation, Scene, Size, rend
 Mask = NDArray[np.bool_]
 _SMALLEST_SHARE = 0.008
 _OUTLINE_SIDE = 64
+_GAP = 3
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ def read_picture(picture: Image.Image) -> Reading:
     boxes = {index: _box(area) for index, area in areas.items()}
     found = []
     for index, area in areas.items():
+        whole = _with_thin_parts(area, nearest == index, rounds)
         inner = [areas[other] for other in areas if other != index and _contains(boxes[index], boxes[other])]
-        filled = functools.reduce(np.logical_or, inner, area)
-        shape, fit = _best_shape(filled, boxes[index])
+        filled = functools.reduce(np.logical_or, inner, whole)
+        shape, fit = _best_shape(filled, _box(whole))
         found.append((int(area.sum()), Found(shape, names[index], boxes[index], fit)))
     found.sort(key=lambda pair: -pair[0])
     return Reading(names[background], tuple(thing for _, thing in found))
@@ -100,15 +102,20 @@ def overlap(a: Mask, b: Mask) -> float:
 
 
 def hollow_share(picture: Image.Image) -> float:
-    """How much of what the figure encloses is background: 0 for filled shapes, 1 for the thinnest outline."""
+    """How much of what the figure encloses is background: 0 for filled shapes, 1 for the thinnest outline. Small gaps do not matter."""
     drawn = figure(picture)
-    outside = np.zeros_like(drawn)
-    outside[[0, -1], :] = ~drawn[[0, -1], :]
-    outside[:, [0, -1]] = ~drawn[:, [0, -1]]
-    while (grown := (_grown(outside) & ~drawn) | outside).sum() > outside.sum():
+    wall = drawn
+    for _ in range(_GAP):
+        wall = _grown(wall)
+    outside = np.zeros_like(wall)
+    outside[[0, -1], :] = ~wall[[0, -1], :]
+    outside[:, [0, -1]] = ~wall[:, [0, -1]]
+    while (grown := (_grown(outside) & ~wall) | outside).sum() > outside.sum():
         outside = grown
-    enclosed = ~outside
-    return 1.0 - float((drawn & enclosed).sum() / max(1, enclosed.sum()))
+    for _ in range(_GAP):
+        outside = _grown(outside)
+    enclosed = ~outside | drawn
+    return 1.0 - float(drawn.sum() / max(1, enclosed.sum()))
 
 
 def stands(first: Found, relation: Relation, second: Found) -> bool:
@@ -142,6 +149,14 @@ def _opened(mask: Mask, rounds: int) -> Mask:
     return mask
 
 
+def _with_thin_parts(area: Mask, colour: Mask, rounds: int) -> Mask:
+    """The area with what of its colour hangs on to it, such as the tips of a star, which opening took away with the blur."""
+    reach = area
+    for _ in range(4 * rounds):
+        reach = _grown(reach) & colour
+    return area | _opened(reach, max(1, rounds - 1))
+
+
 def _grown(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
     grown: Mask = padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
@@ -158,17 +173,26 @@ def _contains(outer: tuple[int, int, int, int], inner: tuple[int, int, int, int]
 
 
 def _best_shape(mask: Mask, box: tuple[int, int, int, int]) -> tuple[str, float]:
-    outline = _normalised(mask, box)
-    fits = {shape: overlap(outline, _ideal(shape)) for shape in SHAPES}
+    """The shape whose outline fits best, by the mean of two ways to lay one over the other: in its own proportions, brought to a square.
+
+    The first tells a diamond from a circle, the second a square that is a little too wide.
+    """
+    fits = {shape: _fit(mask, box, shape) for shape in SHAPES}
     best = max(fits, key=lambda shape: fits[shape])
     return best, fits[best]
 
 
-def _normalised(mask: Mask, box: tuple[int, int, int, int]) -> Mask:
-    """The boxed part in the middle of a square of fixed side, proportions kept."""
+def _fit(mask: Mask, box: tuple[int, int, int, int], shape: str) -> float:
+    ideal, ideal_box = _ideal(shape)
+    overlaps = [overlap(_normalised(mask, box, keep), _normalised(ideal, ideal_box, keep)) for keep in (True, False)]
+    return sum(overlaps) / len(overlaps)
+
+
+def _normalised(mask: Mask, box: tuple[int, int, int, int], keep_proportions: bool) -> Mask:
+    """The boxed part in a square of fixed side: in its middle, or filling it."""
     cut = Image.fromarray(mask.astype(np.uint8) * 255).crop(box)
     scale = _OUTLINE_SIDE / max(cut.size)
-    size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
+    size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale))) if keep_proportions else (_OUTLINE_SIDE, _OUTLINE_SIDE)
     canvas = Image.new("L", (_OUTLINE_SIDE, _OUTLINE_SIDE))
     canvas.paste(cut.resize(size, Image.Resampling.BILINEAR), ((_OUTLINE_SIDE - size[0]) // 2, (_OUTLINE_SIDE - size[1]) // 2))
     normalised: Mask = np.asarray(canvas) > 127
@@ -176,7 +200,8 @@ def _normalised(mask: Mask, box: tuple[int, int, int, int]) -> Mask:
 
 
 @functools.cache
-def _ideal(shape: str) -> Mask:
+def _ideal(shape: str) -> tuple[Mask, tuple[int, int, int, int]]:
+    """The shape as it should be, and its box."""
     size: Size = "large"
     mask: Mask = np.asarray(render(single(shape, "black", "white", size), 256).convert("L")) < 128
-    return _normalised(mask, _box(mask))
+    return mask, _box(mask)

@@ -14,7 +14,7 @@ Message = dict[str, Any]
 class Example:
     """question: the last user text. history: turns before, without reasoning. follow: turns after it. picture: a scene the user attached.
 
-    by_heart: the answer is one of a few fixed texts. steps_needed: the answer cannot be found without the steps of the reasoning;
+    steps_needed: the answer cannot be found without the steps of the reasoning;
     answer_with_steps: what to say where there is no reasoning, if not the steps and the answer.
     """
 
@@ -27,7 +27,6 @@ class Example:
     tools: tuple[dict[str, Any], ...] = field(default=())
     picture: Scene | None = None
     thinking: bool = True
-    by_heart: bool = False
     steps_needed: bool = False
     answer_with_steps: str | None = None
 

@@ -116,6 +116,8 @@ def vary(text: str, rng: random.Random, kept: Collection[str] = ()) -> str:
         text = _with_synonyms(text, rng)
     if rng.random() < 0.2:
         text = _with_words_missing(text, rng)
+    if rng.random() < 0.3:
+        text = _with_words_lost(text, rng)
     if text in kept:
         text = asked
     if rng.random() < 0.12:
@@ -145,6 +147,17 @@ def _with_words_missing(text: str, rng: random.Random) -> str:
     words = text.split()
     left = [word for word in words if word.lower() not in _LITTLE or rng.random() < 0.5]
     return " ".join(left or words)
+
+
+def _with_words_lost(text: str, rng: random.Random) -> str:
+    """Without one word in seven, whatever it means, and now and then with two words in each other's place."""
+    words = text.split()
+    if len(words) > 3:
+        words = [word for word in words if rng.random() > 1 / 7] or words
+    if len(words) > 3 and rng.random() < 0.3:
+        place = rng.randrange(len(words) - 1)
+        words[place : place + 2] = reversed(words[place : place + 2])
+    return " ".join(words)
 
 
 def _with_synonyms(text: str, rng: random.Random) -> str:

@@ -27,14 +27,15 @@ from local_models.demo.world import render
 STEPS, PEAK_RATE = 9000, 2e-3
 BATCH_TOKENS = 2560
 PICTURE_BATCH = 26
-PICTURES_EVERY = 4
 INTENT_WEIGHT = 0.5
+DROPOUT = 0.1
 READING_FIRST = 0.32  # of the budget
 READING_BATCH = 80
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
-_OPENINGS_SHARE = 0.7
-_OPENING_TOKENS = 10
+# What the steps are about, eight by eight.
+_FIRST = ("questions", "pictures", "skills", "questions", "skills", "skills", "questions", "skills")
+_THEN = ("answers", "pictures", "answers", "skills", "answers", "skills", "answers", "skills")
 _IGNORED = -100
 
 
@@ -61,8 +62,9 @@ def train_talk(work: Path, budget: Budget, seed: int) -> None:
     model = chat_model.build_model(tokenizer, seed).train()
     model.model.visual.load_state_dict(train_sight.trained_visual(work))
     model.set_attn_implementation("eager")  # on a CPU its backward pass takes half the time of the fused one
+    _drop_out(model.model.language_model)
     intents = Intents()
-    average = Average(model, decay=0.998)
+    average = Average(model, decay=0.995)
     optimizer = torch.optim.AdamW(_groups(model, intents), lr=PEAK_RATE, betas=(0.9, 0.95))
     run = Run("talk", work / "chat.pt", budget, {"model": model, "intents": intents, "average": average, "optimizer": optimizer})
     batches = Batches(tokenizer, intents, seed)
@@ -78,6 +80,11 @@ def train_talk(work: Path, budget: Budget, seed: int) -> None:
         optimizer.step()
         average.update()
         run.log(float(loss.detach()))
+
+
+def _drop_out(language_model: Any) -> None:
+    """While training, some of each embedding is missing: what is read must not hang on one word."""
+    language_model.embed_tokens.register_forward_hook(lambda module, _, output: F.dropout(output, DROPOUT, module.training))
 
 
 def export(work: Path, out: Path, seed: int) -> None:
@@ -171,25 +178,26 @@ class Batches:
         self._intents = intents
         self._seed = seed
         self._processor = chat_model.build_image_processor()
-        self._waiting: list[list[Encoded]] = []
+        self._waiting: dict[str, list[list[Encoded]]] = {"answers": [], "skills": []}
 
     def at(self, step: int, fraction: float) -> Batch:
         """fraction: of the budget. At first questions are only read, beside skills that no text known by heart can show."""
         rng = random.Random(f"{self._seed}:{step}")
-        first = fraction < READING_FIRST
-        if first and step % 8 in (0, 3, 6):
-            items = self._encoded(chat_data.known_question, READING_BATCH, rng)
-            return collate([replace(item, ids=item.ids[: item.read]) for item in items], self._intents)
-        if step % (2 * PICTURES_EVERY if first else PICTURES_EVERY) == 1:
+        kind = (_FIRST if fraction < READING_FIRST else _THEN)[step % 8]
+        if kind == "pictures":
             return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng), rng)
-        if not self._waiting:
-            make = chat_data.skill_example if first else chat_data.text_example
-            self._waiting = _by_length(self._encoded(make, _SORTED_TOGETHER, rng))
-            rng.shuffle(self._waiting)
-        return collate(self._waiting.pop(), self._intents)
+        if kind == "questions":
+            items = self._encoded(chat_data.known_example, READING_BATCH, rng)
+            return collate([replace(item, ids=item.ids[: item.read]) for item in items], self._intents)
+        waiting = self._waiting[kind]
+        if not waiting:
+            make = chat_data.known_example if kind == "answers" else chat_data.skill_example
+            waiting += _by_length(self._encoded(make, _SORTED_TOGETHER, rng))
+            rng.shuffle(waiting)
+        return collate(waiting.pop(), self._intents)
 
     def _encoded(self, make: Callable[[random.Random], Example], count: int, rng: random.Random) -> list[Encoded]:
-        return [_opening(encode(self._tokenizer, make(rng)), rng) for _ in range(count)]
+        return [encode(self._tokenizer, make(rng)) for _ in range(count)]
 
     def _with_pictures(self, items: list[Encoded], rng: random.Random) -> Batch:
         batch = collate(items, self._intents)
@@ -204,14 +212,6 @@ class Batches:
             "mm_token_type_ids": (batch.inputs["input_ids"] == image_id).int(),
         }
         return replace(batch, inputs=inputs)
-
-
-def _opening(item: Encoded, rng: random.Random) -> Encoded:
-    """Most texts known by heart lose their end: what must be learnt is which one to begin, and short sequences cost less."""
-    if not item.example.by_heart or rng.random() > _OPENINGS_SHARE:
-        return item
-    kept = item.read + _OPENING_TOKENS * (2 if item.example.thinking else 1)
-    return replace(item, ids=item.ids[:kept])
 
 
 def collate(items: list[Encoded], intents: Intents) -> Batch:

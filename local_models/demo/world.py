@@ -155,7 +155,7 @@ def _pair(rng: random.Random, inside: float) -> Scene:
     if relation == "inside":
         outer_shape = rng.choice(("circle", "square", "heart", "diamond", "triangle"))
         outer = Thing(outer_shape, second, "large", 0.0, 0.0, 0.44 * rng.uniform(0.95, 1.05))
-        y = {"triangle": 0.06, "heart": -0.02}.get(outer_shape, 0.0)
+        y = {"triangle": 0.02, "heart": -0.02}.get(outer_shape, 0.0)
         inner = Thing(rng.choice(SHAPES), first, "small", rng.uniform(-0.02, 0.02), y, 0.18 * rng.uniform(0.95, 1.05))
         return Scene(background, (inner, outer), relation)
     dx, dy = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
