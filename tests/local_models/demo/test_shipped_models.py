@@ -109,7 +109,7 @@ def test_latents_can_be_previewed_without_the_autoencoder(pipeline: Any) -> None
     with torch.no_grad():
         whole = pipeline.vae.decode(latents).sample
     assert preview.shape == (1, 3, 32, 32)
-    assert (preview - torch.nn.functional.avg_pool2d(whole, 4)).abs().mean() < 0.05
+    assert (preview - torch.nn.functional.avg_pool2d(whole, 4)).abs().mean() < 0.1  # of 2, the range of pixels
 
 
 def test_the_same_seed_gives_the_same_pixels(pipeline: Any) -> None:
