@@ -4,25 +4,15 @@ TANDEM_TEST_QUALITY=1 asks everything (some minutes); otherwise a part of it. Ru
 """
 
 import os
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from local_models.demo.build import WEIGHTS
 from local_models.demo.evaluate import measure
 from local_models.demo.measured import Row
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.usefixtures("one_thread")]
 SHARE = 1.0 if os.environ.get("TANDEM_TEST_QUALITY") == "1" else 0.25
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # Where the shipped weights do not reach the threshold yet: or only just: a share below which they must not fall.

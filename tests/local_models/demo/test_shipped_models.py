@@ -1,7 +1,6 @@
 """The directories in weights/ load with plain transformers and diffusers, are small, and do what the model cards say."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,9 @@ from local_models.demo.evaluate_image import draw, load_image
 from local_models.demo.example import Example
 from local_models.demo.world import single
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.usefixtures("one_thread")]
 LARGEST_BYTES = 40_000_000
 TOOL = tool_schema("generate_image", "Draw a picture", {"prompt": {"type": "string"}}, ["prompt"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
