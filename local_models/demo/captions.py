@@ -136,7 +136,7 @@ def plain_caption(scene: Scene) -> str:
     first = _plain_thing(scene.things[0], scene.relation is None)
     if scene.relation:
         first = f"{first} {scene.relation} {_plain_thing(scene.things[1], False)}"
-    return f"{first} on {_article(scene.background)} background"
+    return f"{first} on {article(scene.background)} background"
 
 
 def vocabulary() -> list[str]:
@@ -166,10 +166,10 @@ def _thing_phrase(said: Said, rng: random.Random) -> str:
     if form < 0.12 and colour and shape:
         return ", ".join(word for word in rng.sample([colour, shape, size], 3) if word)
     if form < 0.2 and colour and shape:
-        return f"{_article(' '.join(filter(None, (size, shape))))} that is {colour}"
+        return f"{article(' '.join(filter(None, (size, shape))))} that is {colour}"
     words = [size, colour] if rng.random() < 0.85 else [colour, size]
     phrase = " ".join(filter(None, (*words, shape)))
-    return _article(phrase) if shape and rng.random() < 0.8 else phrase
+    return article(phrase) if shape and rng.random() < 0.8 else phrase
 
 
 def _pair_phrase(wish: Wish, rng: random.Random) -> str:
@@ -185,7 +185,7 @@ def _pair_phrase(wish: Wish, rng: random.Random) -> str:
 def _pair_member(said: Said, rng: random.Random) -> str:
     assert said.colour is not None
     assert said.shape is not None
-    return _article(f"{_word(COLOUR_WORDS, said.colour, rng, 0.3)} {_word(SHAPE_WORDS, said.shape, rng, 0.25)}")
+    return article(f"{_word(COLOUR_WORDS, said.colour, rng, 0.3)} {_word(SHAPE_WORDS, said.shape, rng, 0.25)}")
 
 
 def _word(table: dict[str, tuple[str, ...]], name: str, rng: random.Random, synonyms: float) -> str:
@@ -194,18 +194,18 @@ def _word(table: dict[str, tuple[str, ...]], name: str, rng: random.Random, syno
 
 def _with_background(body: str, background: str, rng: random.Random) -> str:
     colour = rng.choice(COLOUR_WORDS[background]) if rng.random() < 0.35 else background
-    before = (f"{colour} background, {body}", f"on {_article(colour)} background {body}", f"on {colour}: {body}")
+    before = (f"{colour} background, {body}", f"on {article(colour)} background {body}", f"on {colour}: {body}")
     after = (
-        f"{body} on {_article(colour)} background",
-        f"{body} on {_article(colour)} background",
-        f"{body} on {_article(colour)} background",
+        f"{body} on {article(colour)} background",
+        f"{body} on {article(colour)} background",
+        f"{body} on {article(colour)} background",
         f"{body} on {colour}",
         f"{body}, {colour} background",
-        f"{body} with {_article(colour)} background",
+        f"{body} with {article(colour)} background",
         f"{body} against {colour}",
         f"{body}, on {colour}",
         f"{body}. the background is {colour}",
-        f"{body} on {_article(colour)} backdrop",
+        f"{body} on {article(colour)} backdrop",
     )
     return rng.choice(before) if rng.random() < 0.15 else rng.choice(after)
 
@@ -223,8 +223,8 @@ def _noise(text: str, rng: random.Random) -> str:
 
 def _plain_thing(thing: Thing, says_size: bool) -> str:
     size = thing.size if says_size and thing.size != "medium" else ""
-    return _article(" ".join(filter(None, (size, thing.colour, thing.shape))))
+    return article(" ".join(filter(None, (size, thing.colour, thing.shape))))
 
 
-def _article(phrase: str) -> str:
+def article(phrase: str) -> str:
     return f"{'an' if phrase[:1] in 'aeiou' else 'a'} {phrase}"

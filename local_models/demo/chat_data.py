@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from local_models.demo import outside
-from local_models.demo.captions import phrase, plain_caption
+from local_models.demo.captions import article, phrase, plain_caption
 from local_models.demo.example import Example, Message, answered, tool_call
 from local_models.demo.rephrase import vary
 from local_models.demo.sums import hard_sum, small_sum
@@ -159,8 +159,8 @@ def _picture_questions(scene: Scene, rng: random.Random) -> list[tuple[str, str,
     found = [
         (rng.choice(_BACKGROUND_QUESTIONS), f"The background is {scene.background}.", scene.background),
         (rng.choice(_COUNT_QUESTIONS), f"There {'is one shape' if count == 'one' else 'are two shapes'}.", count),
-        (f"Is there {_article(first.shape)}?", f"Yes, there is {_article(f'{first.colour} {first.shape}')}.", "yes"),
-        (f"Is there {_article(other)}?", f"No, I see {plain_caption(scene)}.", "no"),
+        (f"Is there {article(first.shape)}?", f"Yes, there is {article(f'{first.colour} {first.shape}')}.", "yes"),
+        (f"Is there {article(other)}?", f"No, I see {plain_caption(scene)}.", "no"),
     ]
     if len({thing.shape for thing in scene.things}) == len(scene.things):
         found.append((f"What colour is the {first.shape}?", f"The {first.shape} is {first.colour}.", first.colour))
@@ -180,7 +180,7 @@ def _picture_questions(scene: Scene, rng: random.Random) -> list[tuple[str, str,
         )
     else:
         found.append((rng.choice(_COLOUR_QUESTIONS), f"The {first.shape} is {first.colour}.", first.colour))
-        found.append((rng.choice(_SHAPE_QUESTIONS), f"It is {_article(first.shape)}.", first.shape))
+        found.append((rng.choice(_SHAPE_QUESTIONS), f"It is {article(first.shape)}.", first.shape))
     return found
 
 
@@ -271,10 +271,6 @@ def _topic_example(topic: Topic, rng: random.Random) -> Example:
 def _kept_questions() -> frozenset[str]:
     topics = (*load_topics("tandem"), *load_topics("small_talk"))
     return frozenset((*outside.held_out(), *(question for topic in topics for question in topic.held_out)))
-
-
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _wish(rng: random.Random, scene: Scene | None = None) -> tuple[str, str, bool]:

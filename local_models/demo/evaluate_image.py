@@ -19,14 +19,14 @@ from diffusers import (
 )
 from PIL import Image
 
-from local_models.demo.captions import phrase, plain_caption
+from local_models.demo.captions import article, phrase, plain_caption
 from local_models.demo.checker import Verdict, figure, hollow_share, judge, overlap, read_picture
 from local_models.demo.edges import edges_of
+from local_models.demo.image_model import CONTROLNET, LORA
 from local_models.demo.measured import Row
 from local_models.demo.world import COLOURS, SHAPES, Scene, held_out_scenes, moved, render
 
 STEPS, GUIDANCE = 8, 3.0
-CONTROLNET, LORA = "controlnet-edges", "lora-outline"
 _BATCH = 16
 _HOLLOW = 0.12
 _SIDES = (64, 96, 160, 224, 256)
@@ -108,7 +108,7 @@ def _negative_prompt(pipeline: Any, count: int, seed: int) -> Row:
     start = seed * 1000
     while len(found) < count and start < seed * 1000 + 30 * count:
         backgrounds = [rng.choice([c for c in COLOURS if c != "red"]) for _ in range(_BATCH)]
-        prompts = [f"a {rng.choice(SHAPES)} on {'an' if b[0] == 'o' else 'a'} {b} background" for b in backgrounds]
+        prompts = [f"a {rng.choice(SHAPES)} on {article(b)} background" for b in backgrounds]
         pictures = draw(pipeline, prompts, start)
         found += [(prompt, start + i) for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)) if _has_red(picture)]
         start += _BATCH

@@ -22,6 +22,7 @@ NATIVE_SIDE = 128
 PROMPT_LENGTH = 32
 TEXT_WIDTH = 128
 PREVIEW_FILE = "preview.json"
+CONTROLNET, LORA = "controlnet-edges", "lora-outline"  # folders beside the pipeline's own
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 
 _PUNCTUATION = (",", ".", ":", ";", "!", "?", "-", "'", '"', "(", ")")
@@ -154,14 +155,18 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / PREVIEW_FILE).write_text(json.dumps(latents.preview_factors()) + "\n", encoding="utf-8")
+    make_readable(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """By everybody: safetensors are written for their owner only."""
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
 
 
 def save_controlnet(controlnet: Any, folder: Path) -> None:
     controlnet.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)
+    make_readable(folder)
 
 
 def _merge(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:

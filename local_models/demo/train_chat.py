@@ -21,7 +21,7 @@ from transformers import Qwen2Tokenizer
 from local_models.demo import chat_data, chat_model, chat_tokenizer, outside, train_sight
 from local_models.demo.example import Example, Message
 from local_models.demo.tandem_facts import load_topics
-from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate, on_device, trained, use_best_device
+from local_models.demo.training import Average, Budget, Run, half_precision, learn, learning_rate, on_device, trained, use_best_device
 from local_models.demo.world import render
 
 STEPS, PEAK_RATE = 9000, 2e-3
@@ -74,10 +74,7 @@ def train_talk(work: Path, budget: Budget, seed: int) -> None:
         batch = batches.at(step, run.fraction)
         with half_precision():
             loss = batch.loss(model, intents)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_([*model.parameters(), *intents.parameters()], 1.0)
-        optimizer.step()
+        learn(loss, [*model.parameters(), *intents.parameters()], optimizer)
         average.update()
         run.log(float(loss.detach()))
 

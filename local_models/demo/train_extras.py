@@ -20,12 +20,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from local_models.demo import image_model, train_prompts
+from local_models.demo import image_model
 from local_models.demo.captions import Said, Wish, prompt_for, wish_of
 from local_models.demo.edges import edges_of
 from local_models.demo.latents import latents_of
-from local_models.demo.train_image import learn, pixels_of, prepare, schedule, tensor_of, trained_text_encoder, trained_unet, v_loss
-from local_models.demo.training import Average, Budget, Run, trained, use_best_device
+from local_models.demo.train_image import PromptReader, pixels_of, prepare, schedule, tensor_of, trained_unet, v_loss
+from local_models.demo.training import Average, Budget, Run, learn, trained, use_best_device
 from local_models.demo.world import moved, render, training_scene
 
 CONTROLNET_STEPS, CONTROLNET_PEAK_RATE = 1500, 6e-4
@@ -61,7 +61,8 @@ def train_controlnet(work: Path, budget: Budget, seed: int) -> None:
     average = Average(controlnet, decay=0.995)
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=CONTROLNET_PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     run = Run("controlnet", work / "controlnet.pt", budget, {"model": controlnet, "average": average, "optimizer": optimizer})
-    reader = _Reader(work)
+    reader = PromptReader(work)
+    signal, noise = schedule()
 
     def predict(noisy: torch.Tensor, timesteps: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         down, middle = controlnet(noisy, timesteps, said, edges, return_dict=False)
@@ -75,19 +76,19 @@ def train_controlnet(work: Path, budget: Budget, seed: int) -> None:
         scenes = [moved(training_scene(rng, 0.2), rng) for _ in range(_BATCH)]
         prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt_for(_shape_left_open(wish_of(s, rng), rng), rng) for s in scenes]
         edges = tensor_of([edges_of(render(scene)) for scene in scenes]) / 2 + 0.5
-        loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128)), reader.read(prompts), *schedule())
-        learn(loss, controlnet, optimizer)
+        loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128)), reader.read(prompts), signal, noise)
+        learn(loss, controlnet.parameters(), optimizer)
         average.update()
         run.log(float(loss.detach()))
 
 
 def train_lora(work: Path, budget: Budget, seed: int) -> None:
     unet = _frozen(trained_unet(work))
-    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS))
-    lora = torch.nn.ParameterList(parameter for parameter in unet.parameters() if parameter.requires_grad)
+    lora = _with_lora(unet)
     optimizer = torch.optim.AdamW(lora.parameters(), lr=LORA_PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     run = Run("lora", work / "lora.pt", budget, {"model": lora, "optimizer": optimizer})
-    reader = _Reader(work)
+    reader = PromptReader(work)
+    signal, noise = schedule()
 
     def predict(noisy: torch.Tensor, timesteps: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         sample: torch.Tensor = unet(noisy, timesteps, said).sample
@@ -97,8 +98,8 @@ def train_lora(work: Path, budget: Budget, seed: int) -> None:
         rng = prepare(seed, step, optimizer, LORA_PEAK_RATE, run.fraction)
         scenes = [training_scene(rng, 0.25) for _ in range(_BATCH)]
         prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt_for(wish_of(scene, rng), rng) for scene in scenes]
-        loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128, hollow=True)), reader.read(prompts), *schedule())
-        learn(loss, lora, optimizer)
+        loss = v_loss(predict, latents_of(pixels_of(scenes, 128, 128, hollow=True)), reader.read(prompts), signal, noise)
+        learn(loss, lora.parameters(), optimizer)
         run.log(float(loss.detach()))
 
 
@@ -114,17 +115,10 @@ def _frozen(unet: Any) -> Any:
     return unet.eval()
 
 
-class _Reader:
-    """Prompts to the hidden states that the UNet is given."""
-
-    def __init__(self, work: Path) -> None:
-        self._tokenizer = image_model.build_tokenizer(work / "tokenizer")
-        self._text_encoder = trained_text_encoder(work, self._tokenizer)
-
-    @torch.no_grad()
-    def read(self, prompts: list[str]) -> torch.Tensor:
-        hidden: torch.Tensor = self._text_encoder(train_prompts.ids_of(self._tokenizer, prompts))[0]
-        return hidden
+def _with_lora(unet: Any) -> torch.nn.ParameterList:
+    """The parameters of a new adapter in the frozen UNet."""
+    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS))
+    return torch.nn.ParameterList(parameter for parameter in unet.parameters() if parameter.requires_grad)
 
 
 def export(work: Path, out: Path) -> None:
@@ -136,19 +130,15 @@ def _written(work: Path, out: Path) -> Iterator[str]:
     if (work / "controlnet.pt").exists():
         controlnet = image_model.build_controlnet(image_model.build_unet())
         controlnet.load_state_dict(trained(work / "controlnet.pt", "average")["values"])
-        image_model.save_controlnet(controlnet, out / "controlnet-edges")
-        yield "controlnet-edges"
+        image_model.save_controlnet(controlnet, out / image_model.CONTROLNET)
+        yield image_model.CONTROLNET
     if (work / "lora.pt").exists():
-        unet = trained_unet(work)
-        unet.requires_grad_(False)
-        unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS))
-        lora = torch.nn.ParameterList(parameter for parameter in unet.parameters() if parameter.requires_grad)
-        lora.load_state_dict(trained(work / "lora.pt", "model"))
+        unet = _frozen(trained_unet(work))
+        _with_lora(unet).load_state_dict(trained(work / "lora.pt", "model"))
         layers = get_peft_model_state_dict(unet.to(torch.float16))
-        StableDiffusionPipeline.save_lora_weights(out / "lora-outline", unet_lora_layers=layers, safe_serialization=True)
-        for file in (out / "lora-outline").glob("*.safetensors"):
-            file.chmod(0o644)
-        yield "lora-outline"
+        StableDiffusionPipeline.save_lora_weights(out / image_model.LORA, unet_lora_layers=layers, safe_serialization=True)
+        image_model.make_readable(out / image_model.LORA)
+        yield image_model.LORA
 
 
 if __name__ == "__main__":

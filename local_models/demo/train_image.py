@@ -22,7 +22,7 @@ from PIL import Image
 from local_models.demo import image_model, train_prompts
 from local_models.demo.captions import caption, wish_of
 from local_models.demo.latents import CHANNELS, FACTOR, latents_of
-from local_models.demo.training import Average, Budget, Run, half_precision, learning_rate, on_device, trained, use_best_device
+from local_models.demo.training import Average, Budget, Run, half_precision, learn, learning_rate, on_device, trained, use_best_device
 from local_models.demo.world import Scene, is_held_out, random_scene, render, training_scene
 
 TEXT_STEPS, TEXT_PEAK_RATE = 3000, 1.5e-3
@@ -47,7 +47,7 @@ _BATCH_MOST = 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints and encoded pictures; the same folder again resumes")
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints; the same folder again resumes")
     parser.add_argument("--out", type=Path, help="pipeline directory to write when done")
     parser.add_argument("--stage", choices=("text", "vae", "unet", "all"), default="all")
     parser.add_argument("--steps", type=int, help="budget of each stage in steps")
@@ -86,7 +86,7 @@ def train_text(work: Path, budget: Budget, seed: int) -> None:
         rng = prepare(seed, step, optimizer, TEXT_PEAK_RATE, run.fraction)
         ids, labels = train_prompts.batch(rng, tokenizer, train_prompts.BATCH)
         loss = train_prompts.loss_of(reader, ids, labels, place=rng.choice((0, 0, 1, 3, 8)))
-        learn(loss, reader, optimizer)
+        learn(loss, reader.parameters(), optimizer)
         run.log(float(loss.detach()))
     rng = random.Random(f"{seed}:held out")
     held_out = (scene for scene in (random_scene(rng, 0.5) for _ in iter(int, 1)) if is_held_out(scene))
@@ -106,13 +106,6 @@ def prepare(seed: int, step: int, optimizer: torch.optim.Optimizer, peak: float,
     return rng
 
 
-def learn(loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-
-
 def train_vae(work: Path, budget: Budget, seed: int) -> None:
     """The encoder learns the fixed latents, the decoder to draw from them, with some of the noise that a UNet leaves."""
     vae = image_model.build_vae().train()
@@ -127,7 +120,7 @@ def train_vae(work: Path, budget: Budget, seed: int) -> None:
             restored = vae.decode(wanted + noise).sample.float()
             found = vae.encode(pictures).latent_dist.mean.float()
         loss = F.l1_loss(restored, pictures) + 0.5 * F.mse_loss(restored, pictures) + F.mse_loss(found, wanted)
-        learn(loss, vae, optimizer)
+        learn(loss, vae.parameters(), optimizer)
         run.log(float(loss.detach()))
 
 
@@ -146,8 +139,7 @@ def _vae_batch(rng: random.Random) -> torch.Tensor:
 
 def train_unet(work: Path, budget: Budget, seed: int) -> None:
     """The text encoder stays as it is: what it has read reaches the UNet, which learns to draw it."""
-    tokenizer = image_model.build_tokenizer(work / "tokenizer")
-    text_encoder = trained_text_encoder(work, tokenizer)
+    reader = PromptReader(work)
     unet = image_model.build_unet().train()
     unet.set_attn_processor(AttnProcessor())  # for so few positions faster than the fused kernel
     average = Average(unet, decay=0.998)
@@ -157,10 +149,8 @@ def train_unet(work: Path, budget: Budget, seed: int) -> None:
     for step in run:
         rng = prepare(seed, step, optimizer, UNET_PEAK_RATE, run.fraction)
         latents, prompts = _unet_batch(rng, run.fraction)
-        with torch.no_grad():
-            said = text_encoder(train_prompts.ids_of(tokenizer, prompts))[0]
-        loss = v_loss(lambda *given: unet(*given).sample, latents, said, signal, noise)
-        learn(loss, unet, optimizer)
+        loss = v_loss(lambda *given: unet(*given).sample, latents, reader.read(prompts), signal, noise)
+        learn(loss, unet.parameters(), optimizer)
         average.update()
         run.log(float(loss.detach()))
 
@@ -198,6 +188,20 @@ def trained_text_encoder(work: Path, tokenizer: Any) -> Any:
     reader = train_prompts.Reader(image_model.build_text_encoder(tokenizer))
     reader.load_state_dict(trained(work / "text.pt", "model"))
     return reader.text_encoder.eval()
+
+
+class PromptReader:
+    """Prompts to the hidden states that the UNet is given."""
+
+    def __init__(self, work: Path) -> None:
+        self._tokenizer = image_model.build_tokenizer(work / "tokenizer")
+        self._text_encoder = trained_text_encoder(work, self._tokenizer)
+
+    @torch.no_grad()
+    def read(self, prompts: list[str]) -> torch.Tensor:
+        """(N, length, width)."""
+        hidden: torch.Tensor = self._text_encoder(train_prompts.ids_of(self._tokenizer, prompts))[0]
+        return hidden
 
 
 def trained_unet(work: Path) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from local_models.demo import chat_model
 from local_models.demo.chat_model import MERGE, PATCH
-from local_models.demo.training import Budget, Run, half_precision, learning_rate, on_device, trained
+from local_models.demo.training import Budget, Run, half_precision, learn, learning_rate, on_device, trained
 from local_models.demo.world import COLOURS, RELATIONS, SHAPES, Scene, ordered, render, training_scene
 
 STEPS, PEAK_RATE = 5000, 2e-3
@@ -65,10 +65,7 @@ def train_sight(work: Path, budget: Budget, seed: int) -> None:
             group["lr"] = learning_rate(PEAK_RATE, run.fraction)
         scenes = [_scene(rng, run.fraction) for _ in range(BATCH)]
         loss, right = _look(sight, processor, scenes, [roughened(render(scene, chat_model.PICTURE_SIDE), rng) for scene in scenes])
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(sight.parameters(), 1.0)
-        optimizer.step()
+        learn(loss, sight.parameters(), optimizer)
         run.log(float(loss.detach()), right)
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +68,14 @@ def trained(checkpoint: Path, part: str) -> dict[str, Any]:
     """State of one part of a run."""
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")["parts"][part]
     return state
+
+
+def learn(loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """One step down, its length bounded."""
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
 
 
 class Run:

@@ -8,8 +8,9 @@ import torch
 
 from local_models.demo import chat_model, chat_tokenizer, train_chat, train_extras, train_image
 from local_models.demo.evaluate_chat import Chat
-from local_models.demo.evaluate_image import CONTROLNET, LORA, draw, load_image
+from local_models.demo.evaluate_image import draw, load_image
 from local_models.demo.example import Example
+from local_models.demo.image_model import CONTROLNET, LORA
 from local_models.demo.training import Budget, Run, learning_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
