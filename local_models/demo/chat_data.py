@@ -33,7 +33,7 @@ def known_example(rng: random.Random) -> Example:
 def skill_example(rng: random.Random) -> Example:
     """Something that no text known by heart can answer: repeating, sums, drawing what was asked for, answers in a wanted form."""
     makers = (repeat, small_sum, hard_sum, draw_without_tool, draw_with_tool, after_tool, in_form, missing_picture)
-    weights = (0.1, 0.4, 0.02, 0.14, 0.2, 0.05, 0.07, 0.02)
+    weights = (0.06, 0.52, 0.02, 0.1, 0.16, 0.04, 0.08, 0.02)
     maker: Callable[[random.Random], Example] = rng.choices(makers, weights)[0]
     return replace(answered(maker(rng), thinking=rng.random() < 0.5), history=_system(rng))
 
@@ -130,14 +130,14 @@ def picture_question(scene: Scene, rng: random.Random) -> Example:
     """Describing it is asked for most often; the rest are single questions, some of them wanted as JSON or as one word."""
     description = plain_caption(scene)
     roll = rng.random()
-    if roll < 0.55:
+    if roll < 0.45:
         question, answer, word = rng.choice(_DESCRIBE), f"The picture shows {description}.", ""
     else:
         question, answer, word = rng.choice(_picture_questions(scene, rng))
     example = Example(vary(question, rng), answer, f"I look at the picture: {description}.", picture=scene)
     if roll < 0.08:
         return _with_form(example, rng.choice(_JSON_WISHES), json.dumps(picture_facts(scene)))
-    if word and rng.random() < 0.3:
+    if word and rng.random() < 0.45:
         return _in_one_word(example, rng, word)
     return example
 

@@ -1,0 +1,51 @@
+"""What an answer used: tokens, and money where the upstream names it. Read from OpenAI's, vLLM's and OpenRouter's `usage` objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+BYTES_PER_TOKEN = 4  # of English text, for estimates; OpenAI's rule of thumb
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """cost_usd: the upstream's own figure, or None. estimated: counted by us, because the upstream's count never came."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float | None = None
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+def usage_in(document: Mapping[str, Any]) -> Usage | None:
+    """The usage of a completion or a chunk, or None where it has none."""
+    found = document.get("usage")
+    if not isinstance(found, dict):
+        return None
+    prompt, completion = found.get("prompt_tokens_details"), found.get("completion_tokens_details")
+    cost = found.get("cost")
+    return Usage(
+        prompt_tokens=_count(found, "prompt_tokens"),
+        completion_tokens=_count(found, "completion_tokens"),
+        cached_tokens=_count(prompt, "cached_tokens"),
+        reasoning_tokens=_count(completion, "reasoning_tokens"),
+        cost_usd=float(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) and cost >= 0 else None,
+    )
+
+
+def estimated(prompt_bytes: int, answer_bytes: int) -> Usage:
+    """A guess from the sizes of texts, marked as one."""
+    return Usage(-(-prompt_bytes // BYTES_PER_TOKEN), -(-answer_bytes // BYTES_PER_TOKEN), estimated=True)
+
+
+def _count(holder: Any, name: str) -> int:
+    value = holder.get(name) if isinstance(holder, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
