@@ -30,14 +30,16 @@ class Attempt:
 class RequestRecord:
     """One request. Nothing in it is secret or a prompt: it may go to any sink as it is.
 
-    started_at: Unix time in seconds; every *_s is a duration in seconds. key_id: public id of the API key, "" before it is known.
+    traceparent: the client's own, W3C trace context, or None. started_at: Unix time in seconds; every *_s is a duration in seconds.
+    key_id: public id of the API key, "" before it is known.
     model: the public name, "" before it is known. upstream, upstream_model: the deployment that answered, "" where none did.
-    first_token_s: from the request's start to the first content. upstream_s: share of duration_s that was waiting for upstreams and engines.
+    first_token_s: from the request's start to the first content. upstream_s: how much of duration_s was waiting for upstreams and engines.
     """
 
     request_id: str
     route: str
     started_at: float
+    traceparent: str | None = None
     stream: bool = False
     key_id: str = ""
     model: str = ""
