@@ -12,15 +12,14 @@ from typing import Any
 import orjson
 
 from adapters import sse
+from adapters.base import Meter
 from adapters.errors import UpstreamError, bad_reply, disconnected, excerpt, from_document
+from adapters.usage import usage_in
 
 MAX_HELD_BYTES = 256 << 10  # frames without content that are held back before content must come
 MAX_WHOLE_BYTES = 128 << 20  # an answer that does not stream
 
-_FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
-_ERROR = (b'"error"',)
 _REASONING = (b'"reasoning":"', b'"reasoning": "', b'"reasoning_content":"', b'"reasoning_content": "')
-_DONE = (b"data: [DONE]", b"data:[DONE]")
 
 
 class StreamedAnswer:
@@ -29,12 +28,12 @@ class StreamedAnswer:
     one is kept in `failure`, because what came before it has to be passed on first.
     """
 
-    def __init__(self, upstream: str, secret: str | None) -> None:
+    def __init__(self, upstream: str, secret: str | None, meter: Meter, wants_usage: bool = True) -> None:
         self.began = False  # content has been passed on: no other deployment may answer any more
         self.finished = False  # a finish_reason was seen
         self.done = False  # [DONE] was seen
         self.failure: UpstreamError | None = None
-        self._upstream, self._secret = upstream, secret
+        self._upstream, self._secret, self._meter, self._wants_usage = upstream, secret, meter, wants_usage
         self._frames = sse.Frames()
         self._held = b""
 
@@ -45,9 +44,11 @@ class StreamedAnswer:
             raise bad_reply(self._upstream, f"an event of more than {sse.MAX_FRAME_BYTES} bytes") from None
         if not frames:
             return b""
-        if self.began and not any(pattern in frames for pattern in (*_ERROR, *_REASONING, *_FINISHED, *_DONE)):
-            return frames
-        return self._pass_all(frames)
+        if not self.began or _may_matter(frames):
+            frames = self._pass_all(frames)
+        self._meter.answer_bytes += len(frames)
+        self._meter.chunks += frames.count(b"data:")
+        return frames
 
     def _pass_all(self, frames: bytes) -> bytes:
         """The frames up to the one that fails, if any. Where nothing had been passed on before, the failure is raised at once."""
@@ -82,15 +83,16 @@ class StreamedAnswer:
         return disconnected(self._upstream, "in the middle of the answer" if self.began else "before the first token")
 
     def _pass(self, frame: bytes) -> bytes:
-        if any(pattern in frame for pattern in _DONE) and (sse.data_of(frame) or b"").startswith(b"[DONE]"):
+        if b"[DONE]" in frame and (sse.data_of(frame) or b"").startswith(b"[DONE]"):
             if not self.began and not self.finished:
                 raise bad_reply(self._upstream, "[DONE] without an answer before it")
             self.done = True
             return self._release(frame)
-        if any(pattern in frame for pattern in _FINISHED):
+        if _finishes(frame):
             self.finished = True
-        hit = any(pattern in frame for pattern in (*_ERROR, *_REASONING))
-        if self.began and not hit:
+        counts = _counts(frame)
+        hit = b'"error"' in frame or _reasons(frame)
+        if self.began and not hit and not counts:
             return frame
         data = sse.data_of(frame)
         if data is None:
@@ -99,6 +101,13 @@ class StreamedAnswer:
         error = from_document(self._upstream, document, self._secret)
         if error is not None:
             raise error
+        if counts:
+            self._meter.usage = usage_in(document) or self._meter.usage
+            if not self._wants_usage:
+                if not document.get("choices"):
+                    return b""
+                del document["usage"]
+                frame = sse.event(document)
         if hit and _name_reasoning_twice(document, "delta"):
             frame = sse.event(document)
         return frame if self.began else self._hold(frame, document)
@@ -129,8 +138,8 @@ class StreamedAnswer:
 class WholeAnswer:
     """One answer that comes as a single JSON document."""
 
-    def __init__(self, upstream: str, secret: str | None) -> None:
-        self._upstream, self._secret = upstream, secret
+    def __init__(self, upstream: str, secret: str | None, meter: Meter) -> None:
+        self._upstream, self._secret, self._meter = upstream, secret, meter
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -158,9 +167,29 @@ class WholeAnswer:
             raise error
         if not isinstance(document.get("choices"), list):
             raise bad_reply(self._upstream, "a JSON object without `choices`")
-        if any(pattern in body for pattern in _REASONING) and _name_reasoning_twice(document, "message"):
+        self._meter.usage = usage_in(document)
+        if _reasons(body) and _name_reasoning_twice(document, "message"):
             return orjson.dumps(document)
         return body
+
+
+# Chains of `in`, written out: this runs for each read of each stream, and a generator over patterns takes five times as long.
+def _may_matter(frames: bytes) -> bool:
+    """Whether frames after the first content hold anything that must be looked at."""
+    return b'"error"' in frames or b"[DONE]" in frames or _finishes(frames) or _counts(frames) or _reasons(frames)
+
+
+def _finishes(frames: bytes) -> bool:
+    return b'"finish_reason":"' in frames or b'"finish_reason": "' in frames
+
+
+def _counts(frames: bytes) -> bool:
+    """Whether there is a usage object; `"usage":null` is none."""
+    return b'"usage":{' in frames or b'"usage": {' in frames
+
+
+def _reasons(frames: bytes) -> bool:
+    return b'"reasoning' in frames and any(pattern in frames for pattern in _REASONING)
 
 
 def _is_json(data: bytes) -> bool:

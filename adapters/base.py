@@ -6,17 +6,40 @@ An upstream writes a streamed answer to the client from the read callback; it ne
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from adapters.usage import Usage
+
+
+@dataclass(slots=True)
+class Meter:
+    """What an answer has turned out to be so far, filled while it passes.
+
+    first_content_at: time.monotonic(). answer_bytes, chunks: what has been passed on, frames and all.
+    """
+
+    usage: Usage | None = None
+    first_content_at: float | None = None
+    answer_bytes: int = 0
+    chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """One client request. body: the JSON as it came; fields: the same, parsed."""
+    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for."""
 
     body: bytes
     fields: Mapping[str, Any]
     request_id: str
+    rest: str = ""
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a streamed answer shall end with its usage. Nobody else gets it: not every client can read a chunk without choices."""
+        options = self.fields.get("stream_options")
+        return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
 @dataclass(frozen=True, slots=True)

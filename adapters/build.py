@@ -52,7 +52,7 @@ def chat_upstream(settings: Settings, model: ModelSpec, deployment: Deployment, 
     endpoint = Endpoint(deployment.upstream, spec.base_url, key, timeouts, headers)
     if isinstance(spec, OpenRouterUpstream):
         return openrouter.openrouter(endpoint, deployment.model, model.thinking)
-    return OpenAICompatible(endpoint, deployment.model, spec.thinking, model.thinking)
+    return OpenAICompatible(endpoint, deployment.model, spec.thinking, model.thinking, spec.usage_in_streams)
 
 
 def image_upstream(deployment: Deployment, runtime: Runtime) -> ImageUpstream:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from adapters import errors
-from adapters.base import Client, Timeouts
+from adapters.base import ChatCall, Client, Timeouts
 from adapters.connection import ConnectionLost, ProtocolError, UpstreamConnection
 from adapters.pool import Pool
 from adapters.receivers import EventReply, Reply, StreamedReply, WholeReply
@@ -45,13 +45,13 @@ class Endpoint:
             raise ValueError(f"upstream '{name}': a header or its key holds a line break")
         self._head = "".join(f"{header}: {value}\r\n" for header, value in sent.items()).encode("latin-1")
 
-    async def stream(self, path: str, body: bytes, request_id: str, client: Client) -> None:
-        """POST, and write the streamed answer to `client` as it comes. Raises UpstreamError."""
-        await self._exchange(path, body, request_id, lambda connection: StreamedReply(self, connection, client))
+    async def stream(self, path: str, body: bytes, call: ChatCall, client: Client) -> None:
+        """POST `body`, the call's own as this upstream wants it, and write the streamed answer to `client`. Raises UpstreamError."""
+        await self._exchange(path, body, call.request_id, lambda connection: StreamedReply(self, connection, call, client))
 
-    async def complete(self, path: str, body: bytes, request_id: str) -> bytes:
-        """POST, and return the JSON document of the answer. Raises UpstreamError."""
-        reply = await self._exchange(path, body, request_id, lambda connection: WholeReply(self, connection))
+    async def complete(self, path: str, body: bytes, call: ChatCall) -> bytes:
+        """POST `body`, and return the JSON document of the answer. Raises UpstreamError."""
+        reply = await self._exchange(path, body, call.request_id, lambda connection: WholeReply(self, connection, call))
         return reply.document
 
     async def events(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[dict[str, Any], None]:

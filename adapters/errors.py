@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
-UNREACHABLE, DISCONNECTED = "upstream_unreachable", "upstream_disconnected"
+UNREACHABLE, DISCONNECTED, TIMED_OUT = "upstream_unreachable", "upstream_disconnected", "upstream_timeout"
 MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
 # Headers of an error that a client's back-off depends on (openai-python reads the first three), by their beginnings.
 BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-ratelimit-")
@@ -28,6 +28,9 @@ _STATUS_OF_TYPE = {
     "authentication": 401, "payment_required": 402, "permission_denied": 403, "content_policy_violation": 403, "not_found": 404,
     "rate_limit_exceeded": 429, "provider_overloaded": 503, "provider_unavailable": 502, "timeout": 504, "server": 500,
 }  # fmt: skip
+_TOO_LONG = frozenset({"context_length_exceeded", "max_tokens_exceeded", "token_limit_exceeded", "string_too_long"})
+_MODERATED = frozenset({"content_filter", "content_policy_violation"})
+_SAYS_TOO_LONG = "maximum context length"  # vLLM and many others give no code. Source: vLLM, serving errors
 # A client's own mistake: another deployment would refuse it too.
 _CLIENT_FAULTS = frozenset({400, 405, 406, 409, 411, 413, 414, 415, 422})
 
@@ -47,6 +50,13 @@ class UpstreamError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def refusal(self) -> Literal["context_length_exceeded", "content_filter"] | None:
+        """Why this deployment will not answer this request though another might, or None."""
+        if self.code in _TOO_LONG:
+            return "context_length_exceeded"
+        return "content_filter" if self.code in _MODERATED else None
+
 
 def unreachable(upstream: str, where: str, reason: str) -> UpstreamError:
     return UpstreamError(502, f"upstream '{upstream}' cannot be reached at {where}: {reason}", UNREACHABLE)
@@ -57,7 +67,7 @@ def disconnected(upstream: str, when: str) -> UpstreamError:
 
 
 def timed_out(upstream: str, what: str, limit_s: float) -> UpstreamError:
-    return UpstreamError(504, f"upstream '{upstream}': {what} within {limit_s:g} s", "upstream_timeout", "timeout_error")
+    return UpstreamError(504, f"upstream '{upstream}': {what} within {limit_s:g} s", TIMED_OUT, "timeout_error")
 
 
 def bad_reply(upstream: str, what: str) -> UpstreamError:
@@ -133,6 +143,10 @@ def _build(upstream: str, status: int, document: Any, headers: dict[bytes, bytes
         text = f"upstream '{upstream}' {reason} (HTTP {status}): {message}"
         return UpstreamError(502, text, code, headers=headers | {b"x-should-retry": b"false"})
     fallback = status not in _CLIENT_FAULTS and not moderated
+    if code is None and status in (400, 413, 422) and _SAYS_TOO_LONG in message:
+        code = "context_length_exceeded"
+    if moderated and code not in _MODERATED:
+        code = "content_policy_violation"
     kind = kind or _TYPES.get(status, "api_error")
     return UpstreamError(status, message, code or f"upstream_http_{status}", kind, param, fallback, headers)
 

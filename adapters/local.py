@@ -15,6 +15,7 @@ from adapters.base import ChatCall, Client, Timeouts
 from adapters.endpoint import Endpoint
 from adapters.errors import DISCONNECTED, UNREACHABLE, UpstreamError
 from adapters.openai_compatible import PATH as CHAT_PATH
+from adapters.openai_compatible import usage_option
 from adapters.rewrite import rewrite
 from adapters.thinking import changes
 from local_models.runtime import Lease, Runtime
@@ -71,18 +72,19 @@ class LocalChat:
     async def stream(self, call: ChatCall, client: Client) -> None:
         body = self._body(call)
         async with self._engine.leased() as endpoint:
-            await endpoint.stream(CHAT_PATH, body, call.request_id, client)
+            await endpoint.stream(CHAT_PATH, body, call, client)
 
     async def complete(self, call: ChatCall) -> bytes:
         body = self._body(call)
         async with self._engine.leased() as endpoint:
-            return await endpoint.complete(CHAT_PATH, body, call.request_id)
+            return await endpoint.complete(CHAT_PATH, body, call)
 
     def close(self) -> None:
         self._engine.close()
 
     def _body(self, call: ChatCall) -> bytes:
-        return rewrite(call.body, call.fields, self._served_name, changes(call.fields, "chat_template_kwargs", self._thinking))
+        changed = changes(call.fields, "chat_template_kwargs", self._thinking) | usage_option(call)
+        return rewrite(call.body, call.fields, self._served_name, changed)
 
 
 class LocalImages:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from adapters.base import ChatCall, Client
 from adapters.endpoint import Endpoint
 from adapters.rewrite import rewrite
@@ -11,19 +13,35 @@ PATH = "/chat/completions"
 
 
 class OpenAICompatible:
-    """A ChatUpstream. model: the upstream's own id; thinking: what the model does where the client does not say."""
+    """A ChatUpstream. model: the upstream's own id, a "*" in it for the rest of the client's; thinking: what it does where the client
 
-    def __init__(self, endpoint: Endpoint, model: str, dialect: Dialect = "as_given", thinking: bool | None = None) -> None:
-        self._endpoint, self._model, self._dialect, self._thinking = endpoint, model, dialect, thinking
+    does not say; asks_usage: whether a stream must be asked for its usage.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, dialect: Dialect = "as_given", thinking: bool | None = None, asks_usage: bool = True
+    ) -> None:
+        self._endpoint, self._model, self._dialect, self._thinking, self._asks_usage = endpoint, model, dialect, thinking, asks_usage
 
     async def stream(self, call: ChatCall, client: Client) -> None:
-        await self._endpoint.stream(PATH, self._body(call), call.request_id, client)
+        await self._endpoint.stream(PATH, self._body(call), call, client)
 
     async def complete(self, call: ChatCall) -> bytes:
-        return await self._endpoint.complete(PATH, self._body(call), call.request_id)
+        return await self._endpoint.complete(PATH, self._body(call), call)
 
     def close(self) -> None:
         self._endpoint.close()
 
     def _body(self, call: ChatCall) -> bytes:
-        return rewrite(call.body, call.fields, self._model, changes(call.fields, self._dialect, self._thinking))
+        changed = changes(call.fields, self._dialect, self._thinking)
+        if self._asks_usage:
+            changed |= usage_option(call)
+        return rewrite(call.body, call.fields, self._model.replace("*", call.rest), changed)
+
+
+def usage_option(call: ChatCall) -> dict[str, Any]:
+    """What makes a stream end with its usage, where the client has not asked for that itself."""
+    if not call.fields.get("stream") or call.wants_usage:
+        return {}
+    given = call.fields.get("stream_options")
+    return {"stream_options": {**(given if isinstance(given, dict) else {}), "include_usage": True}}

@@ -25,5 +25,5 @@ def model_id(model: str) -> str:
 
 
 def openrouter(endpoint: Endpoint, model: str, thinking: bool | None) -> OpenAICompatible:
-    """A ChatUpstream."""
-    return OpenAICompatible(endpoint, model_id(model), "reasoning", thinking)
+    """A ChatUpstream. Its streams end with their usage, asked for or not."""
+    return OpenAICompatible(endpoint, model_id(model), "reasoning", thinking, asks_usage=False)

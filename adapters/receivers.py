@@ -7,13 +7,14 @@ the upstream back does not count against the upstream.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from adapters import errors, sse
 from adapters.answer import StreamedAnswer, WholeAnswer
-from adapters.base import Client
+from adapters.base import ChatCall, Client
 from adapters.connection import Headers, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -139,9 +140,10 @@ class Reply:
 class StreamedReply(Reply):
     """Chat chunks on their way to a client."""
 
-    def __init__(self, endpoint: Endpoint, connection: UpstreamConnection, client: Client) -> None:
+    def __init__(self, endpoint: Endpoint, connection: UpstreamConnection, call: ChatCall, client: Client) -> None:
         super().__init__(endpoint, connection)
-        self._answer = StreamedAnswer(endpoint.name, endpoint.key)
+        self._answer = StreamedAnswer(endpoint.name, endpoint.key, call.meter, call.wants_usage)
+        self._meter = call.meter
         self._client = client
 
     @property
@@ -154,6 +156,8 @@ class StreamedReply(Reply):
 
     def take(self, data: bytes) -> None:
         if frames := self._answer.feed(data):
+            if self._meter.first_content_at is None:
+                self._meter.first_content_at = time.monotonic()
             self._client.write(frames, self)
         if self._answer.failure is not None:
             raise self._answer.failure
@@ -168,9 +172,9 @@ class WholeReply(Reply):
 
     streams = False
 
-    def __init__(self, endpoint: Endpoint, connection: UpstreamConnection) -> None:
+    def __init__(self, endpoint: Endpoint, connection: UpstreamConnection, call: ChatCall) -> None:
         super().__init__(endpoint, connection)
-        self._answer = WholeAnswer(endpoint.name, endpoint.key)
+        self._answer = WholeAnswer(endpoint.name, endpoint.key, call.meter)
         self.document = b""
 
     def take(self, data: bytes) -> None:

@@ -45,7 +45,12 @@ class Deployment(_Spec):
     """Key of `upstreams`. Required."""
     model: str = Field(min_length=1)
     """The upstream's own id: a Hub id, a path (starting with ./ ../ / or ~/, relative to the configuration file) or a
-    builtin: name for the local kinds, the provider's id for hosted ones. Required."""
+    builtin: name for the local kinds, the provider's id for hosted ones. Under a model name that ends in "*", a "*" here stands for
+    the rest of the name that a client sent. Required."""
+    weight: float = Field(default=1, gt=0)
+    """Share of the requests under strategy: weighted, beside the weights of the others. Default 1."""
+    only_after: list[Literal["context_length_exceeded", "content_filter"]] = Field(default_factory=list)
+    """Used only where another deployment has refused the request for one of these reasons. Default none: used in its turn."""
 
     @property
     def engine_id(self) -> str:
@@ -96,11 +101,29 @@ class ImageSpec(_Spec):
         return self
 
 
+class RoutingSpec(_Spec):
+    """How a chat model's requests are spread over its deployments, and how failures are met."""
+
+    strategy: Literal["ordered", "weighted", "least_in_flight", "session", "prompt_prefix"] = "ordered"
+    """Which deployment is asked first: ordered (the first listed), weighted (by chance, by weight), least_in_flight, session (the same one
+    for the same x-session-id header, prompt_cache_key or user) or prompt_prefix (the same one for the same beginning of a
+    conversation, so that its prefix cache is hit). The others follow where it cannot answer. Default ordered."""
+    max_attempts: int = Field(default=4, ge=1, le=100)
+    """Most attempts for one request, over all deployments. Default 4."""
+    max_wait_s: float = Field(default=5, ge=0)
+    """Seconds that one request may wait between its attempts in all, an upstream's Retry-After included; 0 asks no deployment twice.
+    Default 5."""
+    breaker_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which a deployment is left alone for a while. Default 5."""
+    breaker_open_s: float = Field(default=15, gt=0)
+    """Seconds for which it is left alone; then one request may try it. Doubles with each failed trial, up to 16 times. Default 15."""
+
+
 class ModelSpec(_Spec):
     """One public model name, and who answers for it, in order."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=128)
-    """The name clients send as `model`. Required."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*\*?$", max_length=128)
+    """The name clients send as `model`. One that ends in "*" stands for every name that begins so and is not listed itself. Required."""
     kind: Literal["chat", "image"]
     """What it makes. Required."""
     description: str = ""
@@ -108,7 +131,9 @@ class ModelSpec(_Spec):
     demo: bool = False
     """Marks a model that only shows that everything works. Default false."""
     deployments: list[Deployment] = Field(min_length=1)
-    """Tried in this order until one can answer. At least one."""
+    """Tried in this order until one can answer, unless `routing` says otherwise. At least one."""
+    routing: RoutingSpec = Field(default_factory=RoutingSpec)
+    """Which deployment is asked first, and how often another one; only for kind: chat."""
     input_modalities: list[Modality] | None = Field(default=None, min_length=1)
     """What a message may contain: text, image. Default null: unknown, requests pass unchecked."""
     tools: bool | None = None
@@ -136,10 +161,14 @@ class ModelSpec(_Spec):
         if self.kind == "chat" and self.image is not None:
             raise ValueError("'image' belongs to kind: image, this model is kind: chat")
         if self.kind == "image":
+            if "routing" in self.model_fields_set:
+                raise ValueError("'routing' belongs to kind: chat, this model is kind: image")
             chat_only = {"tools": self.tools, "reasoning": self.reasoning, "thinking": self.thinking, "context_length": self.context_length}
             for key, value in chat_only.items():
                 if value is not None:
                     raise ValueError(f"'{key}' belongs to kind: chat, this model is kind: image")
+        if all(deployment.only_after for deployment in self.deployments):
+            raise ValueError("every deployment has only_after; one at least must answer in its turn")
         if self.thinking and self.reasoning is False:
             raise ValueError("thinking: true needs a model that can reason, this one says reasoning: false")
         return self
@@ -186,6 +215,9 @@ class OpenAIUpstream(_HostedSpec):
     """Sent as bearer token; write "${VARIABLE}". Default null: no Authorization header."""
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
     """Extra request headers. Default none."""
+    usage_in_streams: bool = True
+    """Whether it is asked for the token counts of each streamed answer (stream_options), for the usage table; set false for a server
+    that refuses that field. Default true."""
     thinking: Literal["as_given", "chat_template_kwargs", "reasoning", "reasoning_effort"] = "as_given"
     """How this server spells thinking mode: chat_template_kwargs (vLLM, SGLang), reasoning (OpenRouter) or reasoning_effort
     (OpenAI); requests are translated to it. Default as_given: they pass as the client wrote them."""
@@ -392,6 +424,10 @@ def _deployment_problem(config: ConfigFile, model: ModelSpec, deployment: Deploy
         spellings = "chat_template_kwargs (vLLM), reasoning (OpenRouter) or reasoning_effort (OpenAI)"
         problem = f"model '{model.name}' sets thinking, but '{deployment.upstream}' does not say how it spells it"
         return f"{problem}; set its thinking to {spellings}"
+    if "*" in deployment.model and not model.name.endswith("*"):
+        return f"'{deployment.model}' has a '*', which needs a model name that ends in '*'; '{model.name}' does not"
+    if model.name.endswith("*") and (model.kind == "image" or upstream.kind in LOCAL_KINDS):
+        return f"model '{model.name}' stands for many models, which '{deployment.upstream}' (kind: {upstream.kind}) cannot serve"
     if deployment.model.startswith(BUILTIN_PREFIX) and upstream.kind not in ("transformers", "diffusers"):
         return f"'{deployment.model}' comes with Tandem's own workers (transformers, diffusers), not with kind: {upstream.kind}"
     return None

@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -32,6 +32,7 @@ from gateway.departure import Departure
 from gateway.errors import GatewayError, from_validation, no_route, to_gateway_error
 from gateway.jobs import ImageJob, JobQueue, image_queues
 from gateway.models import ModelList
+from gateway.record import Sink
 from gateway.respond import send_error
 from gateway.routing import Router
 from local_models.errors import EngineError
@@ -45,9 +46,9 @@ log = logging.getLogger("tandem.gateway")
 class Gateway:
     """The outermost application. It owns the router, so `close` it when serving has ended."""
 
-    def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing) -> None:
+    def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = ()) -> None:
         self.router = Router(settings, runtime)
-        self._chat = ChatCompletions(self.router, keys, settings.server.max_body_bytes)
+        self._chat = ChatCompletions(self.router, keys, settings.server.max_body_bytes, sinks)
         self._rest = _control_plane(settings, runtime, keys, self.router)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,8 +69,9 @@ class Gateway:
         self.router.close()
 
 
-def create_app(settings: Settings, runtime: Runtime, keys: KeyRing) -> Gateway:
-    return Gateway(settings, runtime, keys)
+def create_app(settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = ()) -> Gateway:
+    """sinks: what is told of each request that has ended."""
+    return Gateway(settings, runtime, keys, sinks)
 
 
 def _request_id(scope: Scope) -> str:
@@ -93,7 +95,7 @@ def _control_plane(settings: Settings, runtime: Runtime, keys: KeyRing, router: 
     app = FastAPI(title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.include_router(_health(settings, runtime))
     queues = image_queues(settings)
-    app.include_router(_model_routes(ModelList(settings, runtime, queues, int(time.time())), keys))
+    app.include_router(_model_routes(ModelList(settings, runtime, queues, router, int(time.time())), keys))
     app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
     for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _show_error)

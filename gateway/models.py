@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from config.schema import LOCAL_KINDS, Deployment, ModelSpec, Settings
+from config.schema import LOCAL_KINDS, ModelSpec, Settings
 from gateway.errors import GatewayError
 from gateway.jobs import JobQueue
+from gateway.routing import Router
 from local_models.runtime import Runtime
 
 
 class ModelList:
     """The models of one configuration and what is known of them now. created: seconds since 1970, when the gateway started."""
 
-    def __init__(self, settings: Settings, runtime: Runtime, queues: Mapping[str, JobQueue], created: int) -> None:
-        self._settings, self._runtime, self._queues, self._created = settings, runtime, queues, created
+    def __init__(self, settings: Settings, runtime: Runtime, queues: Mapping[str, JobQueue], router: Router, created: int) -> None:
+        self._settings, self._runtime, self._queues, self._router, self._created = settings, runtime, queues, router, created
 
     def all(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._object(model) for model in self._settings.models]}
+        """Names with a "*" are left out: they are no model that a client could send."""
+        return {"object": "list", "data": [self._object(model, model.name) for model in self._settings.models if model.name[-1] != "*"]}
 
     def one(self, name: str) -> dict[str, Any]:
         """Raises GatewayError (404)."""
-        model = self._settings.model(name)
+        model = self._settings.model(name) if not name.endswith("*") else None
+        model = model or self._router.wildcard(name)
         if model is None:
             known = ", ".join(f"'{model.name}'" for model in self._settings.models)
             raise GatewayError(404, f"the model '{name}' does not exist; models here: {known}", "model_not_found", param="model")
-        return self._object(model)
+        return self._object(model, name)
 
-    def _object(self, model: ModelSpec) -> dict[str, Any]:
+    def _object(self, model: ModelSpec, name: str) -> dict[str, Any]:
         return {
-            "id": model.name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "tandem",
@@ -48,11 +52,12 @@ class ModelList:
             "reasoning": model.reasoning,
             "thinking": model.thinking if model.thinking is not None else model.reasoning,  # what it does where a client does not say
             "context_length": model.context_length,
-            "deployments": [self._deployment(deployment) for deployment in model.deployments],
+            "deployments": [self._deployment(model, place) for place in range(len(model.deployments))],
             "image": model.image.model_dump() if model.image else None,
         }
 
-    def _deployment(self, deployment: Deployment) -> dict[str, Any]:
+    def _deployment(self, model: ModelSpec, place: int) -> dict[str, Any]:
+        deployment = model.deployments[place]
         upstream = self._settings.upstreams[deployment.upstream]
         local = upstream.kind in LOCAL_KINDS
         state: dict[str, Any] = {"state": "hosted", "progress": None, "stage": None, "reason": None, "jobs": None}
@@ -65,4 +70,12 @@ class ModelList:
             jobs = queue.status() if queue else None
             state |= {"state": status.state, "progress": status.progress, "stage": status.stage, "reason": status.reason}
             state["jobs"] = asdict(jobs) if jobs else None
-        return {"upstream": deployment.upstream, "kind": upstream.kind, "model": deployment.model, "local": local, **state}
+        breaker = self._router.breaker(model, place).state(time.monotonic())
+        return {
+            "upstream": deployment.upstream,
+            "kind": upstream.kind,
+            "model": deployment.model,
+            "local": local,
+            "breaker": breaker,
+            **state,
+        }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.answer import StreamedAnswer, WholeAnswer
+from adapters.base import Meter
 from adapters.errors import UpstreamError
 from tests.scripted_upstream import chunk, completion
 
@@ -21,7 +22,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def streamed() -> StreamedAnswer:
-    return StreamedAnswer("up", "secret-key")
+    return StreamedAnswer("up", "secret-key", Meter())
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
@@ -153,7 +154,7 @@ def test_frames_without_content_are_not_held_without_bound() -> None:
 
 
 def whole(document: Any) -> bytes:
-    answer = WholeAnswer("up", "secret-key")
+    answer = WholeAnswer("up", "secret-key", Meter())
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     answer.feed(body[:5])
     answer.feed(body[5:])

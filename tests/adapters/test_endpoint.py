@@ -17,13 +17,17 @@ import trustme
 
 import adapters.endpoint as endpoint_module
 import adapters.pool as pool_module
-from adapters.base import Source, Timeouts
+from adapters.base import ChatCall, Source, Timeouts
 from adapters.endpoint import Endpoint
 from adapters.errors import UpstreamError
 from tests.scripted_upstream import Exchange, Request, Scenario, ScriptedUpstream, answering, chunk, completion, failing, scripted_upstream
 
 BODY = b'{"model":"m","messages":[]}'
 STREAM_BODY = b'{"model":"m","messages":[],"stream":true}'
+
+
+def call_of(body: bytes) -> ChatCall:
+    return ChatCall(body, json.loads(body), "req-1")
 
 
 class Recorder:
@@ -64,11 +68,11 @@ async def connected(
 
 
 async def stream(endpoint: Endpoint, client: Recorder) -> None:
-    await endpoint.stream("/chat/completions", STREAM_BODY, "req-1", client)
+    await endpoint.stream("/chat/completions", STREAM_BODY, call_of(STREAM_BODY), client)
 
 
 async def complete(endpoint: Endpoint) -> bytes:
-    return await endpoint.complete("/chat/completions", BODY, "req-1")
+    return await endpoint.complete("/chat/completions", BODY, call_of(BODY))
 
 
 async def test_a_request_carries_key_headers_and_body_and_its_connection_is_reused() -> None:
@@ -279,7 +283,7 @@ async def test_nobody_listens() -> None:
         (400, {"object": "error", "message": "old vLLM", "type": "BadRequestError", "code": 400}, {}, 400, "upstream_http_400", False),
         (401, {"error": "Unauthorized"}, {}, 502, "upstream_auth_failed", True),
         (402, {"error": {"code": 402, "message": "no credits"}}, {}, 502, "upstream_payment_required", True),
-        (403, {"error": {"code": 403, "message": "flagged", "metadata": {"reasons": ["x"]}}}, {}, 403, "upstream_http_403", False),
+        (403, {"error": {"code": 403, "message": "flagged", "metadata": {"reasons": ["x"]}}}, {}, 403, "content_policy_violation", False),
         (403, {"error": {"message": "no"}}, {}, 502, "upstream_auth_failed", True),
         (404, {"detail": "Not Found"}, {}, 404, "upstream_http_404", True),
         (422, {"detail": [{"loc": ["body"], "msg": "nope"}]}, {}, 422, "upstream_http_422", False),
@@ -365,7 +369,7 @@ async def test_a_connection_with_an_unread_request_is_not_used_again() -> None:
     endpoint = Endpoint("up", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", None, Timeouts(total_s=2))
     for _ in range(2):
         with pytest.raises(UpstreamError, match="HTTP 413"):
-            await endpoint.complete("/chat/completions", b"x" * 20_000_000, "req-1")
+            await endpoint.complete("/chat/completions", b"x" * 20_000_000, call_of(BODY))
     assert endpoint.pool.open_connections == 0
     for writer in closed:
         writer.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from adapters.build import engine_specs
 from config.schema import Settings
 from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
+from gateway.record import Sink
 from gateway.upgrades import DeafToUpgrades
 from local_models.errors import StartFailed
 from local_models.launch import EngineSpec
@@ -81,9 +82,11 @@ class Live:
 
 
 @asynccontextmanager
-async def live_gateway(settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent")) -> AsyncIterator[Live]:
+async def live_gateway(
+    settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent"), sinks: Sequence[Sink] = ()
+) -> AsyncIterator[Live]:
     owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
-    app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"))
+    app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"), sinks)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
@@ -108,9 +111,10 @@ def settings_of(models: list[dict[str, Any]], upstreams: dict[str, Any], **more:
 
 
 def chat_settings(*base_urls: str, model: dict[str, Any] | None = None, upstream: dict[str, Any] | None = None, **more: Any) -> Settings:
-    """One chat model `m` whose deployments are hosted at `base_urls`, in order."""
+    """One chat model `m` whose deployments are hosted at `base_urls`, in order; none is asked twice unless `model` says so."""
     names = [f"up{number}" for number in range(len(base_urls))]
-    spec = {"name": "m", "kind": "chat", "deployments": [{"upstream": name, "model": f"vendor/{name}"} for name in names]}
+    deployments = [{"upstream": name, "model": f"vendor/{name}"} for name in names]
+    spec = {"name": "m", "kind": "chat", "deployments": deployments, "routing": {"max_wait_s": 0}}
     upstreams = {
         name: {"kind": "openai", "base_url": url, "api_key": "upstream-secret", **(upstream or {})}
         for name, url in zip(names, base_urls, strict=True)

@@ -38,7 +38,8 @@ async def test_an_answer_passes_streamed_and_whole() -> None:
         assert whole.usage is not None
         assert whole.usage.total_tokens == 3
         sent = upstream.asked[0]
-        assert sent.json == {"model": "vendor/up0", "messages": HELLO, "stream": True, "temperature": 0.5, "top_k": 7}
+        options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0.5, "top_k": 7}
+        assert sent.json == {"model": "vendor/up0", "messages": HELLO, **options}
         assert sent.headers["authorization"] == "Bearer upstream-secret"
 
 
