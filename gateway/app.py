@@ -9,8 +9,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -22,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters.build import engine_specs
 from adapters.errors import UpstreamError
 from config.schema import Settings
 from gateway import chat, image_request, images
@@ -44,29 +46,83 @@ log = logging.getLogger("tandem.gateway")
 
 
 class Gateway:
-    """The outermost application. It owns the router, so `close` it when serving has ended."""
+    """The outermost application. It owns what a configuration is served with, so `close` it when serving has ended."""
 
     def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = ()) -> None:
-        self.router = Router(settings, runtime)
-        self._chat = ChatCompletions(self.router, keys, settings.server.max_body_bytes, sinks)
-        self._rest = _control_plane(settings, runtime, keys, self.router)
+        self._runtime, self._keys, self._sinks = runtime, keys, sinks
+        self._created = int(time.time())
+        self._serving = self._served(settings, {})
+        self._superseded: set[_Served] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serving = self._serving
+        serving.requests += 1
+        try:
+            await serving.answer(scope, receive, send)
+        finally:
+            serving.requests -= 1
+            if serving in self._superseded and not serving.requests:
+                self._superseded.discard(serving)
+                serving.router.close()
+
+    @property
+    def settings(self) -> Settings:
+        return self._serving.settings
+
+    @property
+    def router(self) -> Router:
+        return self._serving.router
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Serve the next request with these. Those under way end as they began. Raises ValueError, and nothing has changed then."""
+        before = self._serving
+        self._runtime.reconfigure(engine_specs(settings))
+        try:
+            self._serving = self._served(settings, before.queues)
+        except ValueError:
+            self._runtime.reconfigure(engine_specs(before.settings))
+            raise
+        if before.requests:
+            self._superseded.add(before)
+        else:
+            before.router.close()
+
+    def close(self) -> None:
+        for served in (self._serving, *self._superseded):
+            served.router.close()
+
+    def _served(self, settings: Settings, queues: Mapping[str, JobQueue]) -> _Served:
+        router = Router(settings, self._runtime)
+        queues = image_queues(settings, queues)
+        limit = settings.server.max_body_bytes
+        models = ModelList(settings, self._runtime, queues, router, self._created)
+        rest = _control_plane(settings, self._runtime, self._keys, router, queues, models)
+        return _Served(settings, router, queues, ChatCompletions(router, self._keys, limit, self._sinks), rest)
+
+
+@dataclass(eq=False, slots=True)
+class _Served:
+    """One configuration and what it is served with. requests: those under way."""
+
+    settings: Settings
+    router: Router
+    queues: Mapping[str, JobQueue]
+    chat: ChatCompletions
+    rest: ASGIApp
+    requests: int = 0
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._rest(scope, receive, send)
+            await self.rest(scope, receive, send)
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        if scope["path"] == chat.PATH:
-            if scope["method"] == "POST":
-                await self._chat(scope, receive, send)
-            else:
-                await send_error(send, no_route(scope["method"], chat.PATH, ["POST"]), [(b"x-request-id", request_id.encode())])
-            return
-        await self._rest(scope, receive, _naming_request(send, request_id))
-
-    def close(self) -> None:
-        self.router.close()
+        if scope["path"] != chat.PATH:
+            await self.rest(scope, receive, _naming_request(send, request_id))
+        elif scope["method"] == "POST":
+            await self.chat(scope, receive, send)
+        else:
+            await send_error(send, no_route(scope["method"], chat.PATH, ["POST"]), [(b"x-request-id", request_id.encode())])
 
 
 def create_app(settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = ()) -> Gateway:
@@ -91,11 +147,12 @@ def _naming_request(send: Send, request_id: str) -> Send:
     return named
 
 
-def _control_plane(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router) -> ASGIApp:
+def _control_plane(
+    settings: Settings, runtime: Runtime, keys: KeyRing, router: Router, queues: Mapping[str, JobQueue], models: ModelList
+) -> ASGIApp:
     app = FastAPI(title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.include_router(_health(settings, runtime))
-    queues = image_queues(settings)
-    app.include_router(_model_routes(ModelList(settings, runtime, queues, router, int(time.time())), keys))
+    app.include_router(_model_routes(models, keys))
     app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
     for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _show_error)
@@ -159,7 +216,7 @@ def _model_routes(models: ModelList, keys: KeyRing) -> APIRouter:
     return routes
 
 
-def _image_routes(max_body_bytes: int, runtime: Runtime, keys: KeyRing, router: Router, queues: dict[str, JobQueue]) -> APIRouter:
+def _image_routes(max_body_bytes: int, runtime: Runtime, keys: KeyRing, router: Router, queues: Mapping[str, JobQueue]) -> APIRouter:
     routes = APIRouter(prefix="/v1/images", dependencies=[_require_key(keys)])
 
     @routes.post("/generations")

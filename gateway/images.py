@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -25,7 +25,9 @@ LOADING_REPORT_S = 0.5  # between two reports on an engine that loads
 Event = dict[str, Any]
 
 
-async def run_job(job: ImageJob, route: Route[ImageUpstream], queues: dict[str, JobQueue], runtime: Runtime) -> AsyncGenerator[Event, None]:
+async def run_job(
+    job: ImageJob, route: Route[ImageUpstream], queues: Mapping[str, JobQueue], runtime: Runtime
+) -> AsyncGenerator[Event, None]:
     """The job's events under the names that a streaming client sees, `image_generation.completed` once for each picture.
 
     Raises GatewayError, UpstreamError, EngineError.

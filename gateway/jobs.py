@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,11 +90,13 @@ class JobQueue:
             await job.moved.wait()
 
 
-def image_queues(settings: Settings) -> dict[str, JobQueue]:
-    """A queue for each image engine, by engine id."""
-    return {
-        deployment.engine_id: JobQueue(upstream.max_queue)
-        for model in settings.models
-        for deployment in model.deployments
-        if isinstance(upstream := settings.upstreams[deployment.upstream], DiffusersUpstream)
-    }
+def image_queues(settings: Settings, known: Mapping[str, JobQueue]) -> dict[str, JobQueue]:
+    """A queue for each image engine, by engine id. known: those of the configuration before, whose jobs keep their places."""
+    queues: dict[str, JobQueue] = {}
+    for model in settings.models:
+        for deployment in model.deployments:
+            upstream = settings.upstreams[deployment.upstream]
+            if isinstance(upstream, DiffusersUpstream):
+                queue = queues.setdefault(deployment.engine_id, known.get(deployment.engine_id) or JobQueue(upstream.max_queue))
+                queue.limit = upstream.max_queue
+    return queues

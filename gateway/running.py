@@ -23,6 +23,7 @@ from config.readiness import check, gather
 from config.schema import Settings
 from gateway import banner, startup
 from gateway.banner import EngineState, Line
+from gateway.reloading import Source
 from gateway.startup import CannotStart, Keys, Wishes
 from gateway.terminal import Terminal, open_terminal
 from local_models.errors import EngineError
@@ -86,7 +87,8 @@ def _run_api(wishes: Wishes, environ: Mapping[str, str], *, with_chat_app: bool)
         terminal = stack.enter_context(open_terminal())
         terminal.show(banner.opening(choice, check(settings, gather(settings, BUILTIN_MODELS, environ)), str(data_dir)))
         terminal.busy("starting the API and the chat app" if app else "starting the API")
-        return uvloop.run(_serve(_Plan(settings, data_dir, keys, listener, host, port, app, terminal)))
+        source = Source(choice.config_file, lambda: startup.choose(wishes, environ).settings, terminal.say)
+        return uvloop.run(_serve(_Plan(settings, source, data_dir, keys, listener, host, port, app, terminal)))
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class _Plan:
     """What `_serve` needs; everything in it has been checked."""
 
     settings: Settings
+    source: Source
     data_dir: Path
     keys: Keys
     listener: socket.socket
@@ -161,7 +164,14 @@ async def _serve(plan: _Plan) -> int:
     answers = asyncio.Event()
     process = plan.app.process() if plan.app else None
     serving = asyncio.create_task(
-        serve(plan.settings, data_dir=plan.data_dir, keys=plan.keys.ring, listener=plan.listener, on_ready=answers.set)
+        serve(
+            plan.settings,
+            data_dir=plan.data_dir,
+            keys=plan.keys.ring,
+            listener=plan.listener,
+            source=plan.source,
+            on_ready=answers.set,
+        )
     )
     reporting = asyncio.create_task(_report(plan, process, answers))
     keeping = asyncio.create_task(_keep(process, plan.terminal)) if process else None

@@ -19,6 +19,7 @@ from adapters.build import engine_specs
 from config.schema import Settings
 from gateway.app import create_app
 from gateway.auth import KeyRing
+from gateway.reloading import Reloading, Source
 from gateway.upgrades import DeafToUpgrades
 from local_models.runtime import Runtime
 
@@ -35,9 +36,15 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    settings: Settings, *, data_dir: Path, keys: KeyRing, listener: socket.socket, on_ready: Callable[[], None] = lambda: None
+    settings: Settings,
+    *,
+    data_dir: Path,
+    keys: KeyRing,
+    listener: socket.socket,
+    source: Source | None = None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve until SIGINT or SIGTERM. Returns the exit code."""
+    """Serve until SIGINT or SIGTERM; take the configuration over again when its file changes, and on SIGHUP. Returns the exit code."""
     runtime = Runtime(engine_specs(settings), data_dir=data_dir)
     app = create_app(settings, runtime, keys)
     config = uvicorn.Config(
@@ -58,6 +65,10 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told_to_stop.set)
+    reloading = Reloading(source, settings, app.reconfigure) if source else None
+    watching = [asyncio.create_task(reloading.watch())] if reloading else []
+    if reloading:
+        loop.add_signal_handler(signal.SIGHUP, lambda: watching.append(asyncio.create_task(reloading.reload())))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(told_to_stop.wait())
     try:
@@ -71,9 +82,11 @@ async def serve(
         await runtime.close()
         await serving
     finally:
-        stopping.cancel()
+        for task in (stopping, *watching):
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         app.close()
         await runtime.close()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
     return 0

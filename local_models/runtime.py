@@ -49,36 +49,51 @@ class EngineStatus:
 
 @dataclass
 class _Engine:
-    """leases counts holders and those who wait to become one. idle_timer runs while there are none."""
+    """leases counts holders and those who wait to become one. idle_timer runs while there are none. leaving: it is closed when nobody
+
+    leases it any more; before: an engine whose place it takes, and whose memory it may need.
+    """
 
     spec: EngineSpec
     process: Process
     leases: int = 0
     idle_timer: asyncio.TimerHandle | None = None
+    leaving: bool = False
+    unleased: asyncio.Event = field(default_factory=asyncio.Event)
+    before: asyncio.Task[None] | None = None
 
 
 class Runtime:
     """Owns every engine process. Made anywhere, used on one event loop, closed before that loop ends."""
 
     def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine = launch_engine) -> None:
-        logs = data_dir / "logs"
-        self._engines = {
-            engine_id: _Engine(
-                spec,
-                Process(
-                    engine_id,
-                    partial(launch, spec),
-                    log=log_path(logs, engine_id),
-                    start_timeout_s=spec.start_timeout_s,
-                    restarts=RestartPolicy(max_restarts=spec.max_restarts),
-                ),
-            )
-            for engine_id, spec in engines.items()
-        }
+        self._logs, self._launch = data_dir / "logs", launch
+        self._engines = {engine_id: self._made(spec) for engine_id, spec in engines.items()}
+        self._leaving: dict[asyncio.Task[None], _Engine] = {}
         self._closed = False
 
     def engines(self) -> Mapping[str, EngineSpec]:
         return {engine_id: engine.spec for engine_id, engine in self._engines.items()}
+
+    def reconfigure(self, engines: Mapping[str, EngineSpec]) -> None:
+        """From now on these are the engines. One that is as it was goes on undisturbed; one that is gone or has changed ends when its
+
+        last lease does, and until then the one that takes its place is not started.
+        """
+        before, self._engines = self._engines, {}
+        for engine_id, spec in engines.items():
+            known = before.get(engine_id)
+            self._engines[engine_id] = known if known is not None and known.spec == spec else self._made(spec)
+        for engine_id, engine in before.items():
+            successor = self._engines.get(engine_id)
+            if successor is not engine:
+                engine.leaving = True
+                _cancel_idle_timer(engine)
+                leaving = asyncio.get_running_loop().create_task(_leave(engine))
+                self._leaving[leaving] = engine
+                leaving.add_done_callback(self._leaving.pop)
+                if successor is not None:
+                    successor.before = leaving
 
     def lease(self, engine_id: str) -> AbstractAsyncContextManager[Lease]:
         """The engine, running. Starts it if needed; cancelling the wait leaves the start to others. Raises EngineError."""
@@ -86,8 +101,8 @@ class Runtime:
 
     async def notice_end(self, lease: Lease, within_s: float) -> bool:
         """Whether the engine of this lease has ended, as `Process.notice_end`. From then on a new lease starts it again."""
-        address = Address(lease.host, lease.port, lease.key)
-        return await self._engine(lease.engine_id).process.notice_end(address, within_s)
+        engine = self._engines.get(lease.engine_id)  # it may have left the configuration meanwhile
+        return engine is not None and await engine.process.notice_end(Address(lease.host, lease.port, lease.key), within_s)
 
     def status(self, engine_id: str) -> EngineStatus:
         engine = self._engine(engine_id)
@@ -107,7 +122,22 @@ class Runtime:
         self._closed = True
         for engine in self._engines.values():
             _cancel_idle_timer(engine)
-        await asyncio.gather(*(engine.process.close() for engine in self._engines.values()))
+        leaving = list(self._leaving)
+        engines = [*self._engines.values(), *self._leaving.values()]
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*(engine.process.close() for engine in engines))
+        await asyncio.gather(*leaving, return_exceptions=True)
+
+    def _made(self, spec: EngineSpec) -> _Engine:
+        process = Process(
+            spec.engine_id,
+            partial(self._launch, spec),
+            log=log_path(self._logs, spec.engine_id),
+            start_timeout_s=spec.start_timeout_s,
+            restarts=RestartPolicy(max_restarts=spec.max_restarts),
+        )
+        return _Engine(spec, process)
 
     def _engine(self, engine_id: str) -> _Engine:
         engine = self._engines.get(engine_id)
@@ -121,19 +151,34 @@ class Runtime:
             raise RuntimeClosed(engine.spec.engine_id)
         engine.leases += 1
         _cancel_idle_timer(engine)
+        engine.unleased.clear()
         try:
+            if engine.before is not None:
+                await asyncio.wait({engine.before})
+                engine.before = None
             address = await engine.process.ensure_ready()
             yield Lease(engine.spec.engine_id, address.host, address.port, address.key)
         finally:
             engine.leases -= 1
+            if not engine.leases:
+                engine.unleased.set()
             self._start_idle_timer(engine)
 
     def _start_idle_timer(self, engine: _Engine) -> None:
         idle_s = engine.spec.idle_unload_s
-        if engine.leases or idle_s is None or self._closed:
+        if engine.leases or idle_s is None or self._closed or engine.leaving:
             return
         _cancel_idle_timer(engine)
         engine.idle_timer = asyncio.get_running_loop().call_later(idle_s, engine.process.request_stop)
+
+
+async def _leave(engine: _Engine) -> None:
+    """Close it once nobody leases it, and once the one before it has ended."""
+    if engine.before is not None:
+        await asyncio.wait({engine.before})
+    while engine.leases:
+        await engine.unleased.wait()
+    await engine.process.close()
 
 
 def _cancel_idle_timer(engine: _Engine) -> None:

@@ -212,3 +212,56 @@ async def test_an_unknown_engine_names_the_known_ones(fakes_of: Callable[..., Fa
 def test_a_runtime_is_made_without_an_event_loop_and_without_touching_the_disk(tmp_path: Path) -> None:
     Runtime({"here:one": SPEC}, data_dir=tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+async def test_an_engine_that_stays_as_it_is_goes_on_undisturbed(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    async with fakes.runtime.lease("here:one") as lease:
+        fakes.runtime.reconfigure({SPEC.engine_id: SPEC, "other": replace(SPEC, engine_id="other")})
+        async with fakes.runtime.lease("here:one") as again:
+            assert again == lease
+    assert len(fakes.engines.pids()) == 1
+
+
+async def test_an_engine_that_is_gone_ends_with_its_last_lease(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    async with fakes.runtime.lease("here:one") as lease:
+        fakes.runtime.reconfigure({})
+        with pytest.raises(UnknownEngine):
+            async with fakes.runtime.lease("here:one"):
+                pass
+        assert b"200" in await ask(Address(lease.host, lease.port, lease.key), "/")
+        assert not await fakes.runtime.notice_end(lease, 0)
+    await until(lambda: fakes.engines.running() == [], "the engine has ended")
+
+
+async def test_a_changed_engine_starts_when_the_one_before_it_has_ended(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    changed = replace(SPEC, device="cpu")
+    first = fakes.runtime.lease("here:one")
+    await first.__aenter__()
+    fakes.runtime.reconfigure({SPEC.engine_id: replace(SPEC, device="mps")})
+    fakes.runtime.reconfigure({SPEC.engine_id: changed})
+    second = asyncio.create_task(_lease_once(fakes.runtime))
+    await asyncio.sleep(0.1)
+    assert len(fakes.engines.pids()) == 1
+    await first.__aexit__(None, None, None)
+    await second
+    assert len(fakes.engines.pids()) == 2
+    assert len(fakes.engines.running()) == 1
+    assert fakes.runtime.engines()["here:one"] == changed
+
+
+async def _lease_once(runtime: Runtime) -> None:
+    async with runtime.lease("here:one"):
+        pass
+
+
+async def test_closing_ends_engines_that_wait_to_leave(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    lease = fakes.runtime.lease("here:one")
+    await lease.__aenter__()
+    fakes.runtime.reconfigure({})
+    await fakes.runtime.close()
+    assert fakes.engines.running() == []
+    await lease.__aexit__(None, None, None)
