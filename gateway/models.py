@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from config.schema import LOCAL_KINDS, Deployment, ModelSpec, Settings
+from gateway.admission import not_allowed
+from gateway.api_key import ApiKey
 from gateway.errors import GatewayError
 from gateway.jobs import JobQueue
 from local_models.runtime import Runtime
@@ -18,14 +20,17 @@ class ModelList:
     def __init__(self, settings: Settings, runtime: Runtime, queues: Mapping[str, JobQueue], created: int) -> None:
         self._settings, self._runtime, self._queues, self._created = settings, runtime, queues, created
 
-    def all(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._object(model) for model in self._settings.models]}
+    def all(self, key: ApiKey) -> dict[str, Any]:
+        """Those that the key may use."""
+        return {"object": "list", "data": [self._object(model) for model in self._settings.models if key.allows(model.name)]}
 
-    def one(self, name: str) -> dict[str, Any]:
-        """Raises GatewayError (404)."""
+    def one(self, name: str, key: ApiKey) -> dict[str, Any]:
+        """Raises GatewayError (403, 404)."""
+        if not key.allows(name):
+            raise not_allowed(key, name)
         model = self._settings.model(name)
         if model is None:
-            known = ", ".join(f"'{model.name}'" for model in self._settings.models)
+            known = ", ".join(f"'{model.name}'" for model in self._settings.models if key.allows(model.name))
             raise GatewayError(404, f"the model '{name}' does not exist; models here: {known}", "model_not_found", param="model")
         return self._object(model)
 

@@ -81,9 +81,11 @@ class Live:
 
 
 @asynccontextmanager
-async def live_gateway(settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent")) -> AsyncIterator[Live]:
+async def live_gateway(
+    settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent"), keys: KeyRing | None = None
+) -> AsyncIterator[Live]:
     owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
-    app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"))
+    app = create_app(settings, owned, keys or KeyRing.of([KEY], "ask the operator"))
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
