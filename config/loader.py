@@ -489,6 +489,8 @@ def _keys_at(location: Location, document: Document) -> list[str]:
             spec = schema.ModelSpec
         case ("models", _, "image"):
             spec = schema.ImageSpec
+        case ("models", _, "limits"):
+            spec = schema.Limits
         case ("models", _, "deployments", _):
             spec = schema.Deployment
         case ("upstreams", _):

@@ -58,6 +58,21 @@ class Deployment(_Spec):
         return f"{self.upstream}:{self.model}"
 
 
+class Limits(_Spec):
+    """How much may be asked: of a model, by all keys together, or with one API key, of all models together."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests in a minute; as many may come at once after a quiet minute. Default null: no limit."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens of prompts and answers in a minute: estimated when a request comes, corrected when it has ended. Default null: no limit."""
+    concurrent_requests: int | None = Field(default=None, ge=1)
+    """Requests that may run at the same time. Default null: no limit."""
+    budget_usd_per_day: float | None = Field(default=None, gt=0)
+    """US dollars in a UTC day, counted when a request has ended: what runs when it is used up still ends. Default null: no limit."""
+    budget_usd_per_month: float | None = Field(default=None, gt=0)
+    """US dollars in a UTC calendar month, counted like those of a day. Default null: no limit."""
+
+
 class ImageSpec(_Spec):
     """Limits and defaults of an image model."""
 
@@ -144,6 +159,8 @@ class ModelSpec(_Spec):
     """Whether it reasons when the client does not say. Default null: the model's own default."""
     context_length: int | None = Field(default=None, ge=1)
     """Tokens of prompt and answer together. Default null: unknown."""
+    limits: Limits = Field(default_factory=Limits)
+    """How much may be asked of it, by all keys together. Default: no limit."""
     image: ImageSpec | None = None
     """Limits and defaults, only for kind: image. Default: the model's own where config.presets knows it, else those of ImageSpec."""
 
@@ -167,6 +184,8 @@ class ModelSpec(_Spec):
             for key, value in chat_only.items():
                 if value is not None:
                     raise ValueError(f"'{key}' belongs to kind: chat, this model is kind: image")
+            if self.limits.tokens_per_minute is not None:
+                raise ValueError("'limits.tokens_per_minute' belongs to kind: chat, this model is kind: image")
         if all(deployment.only_after for deployment in self.deployments):
             raise ValueError("every deployment has only_after; one at least must answer in its turn")
         if self.thinking and self.reasoning is False:

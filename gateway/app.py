@@ -27,6 +27,8 @@ from adapters.build import engine_specs
 from adapters.errors import UpstreamError
 from config.schema import Settings
 from gateway import chat, image_request, images
+from gateway.admin_keys import key_routes
+from gateway.api_key import ApiKey
 from gateway.auth import KeyRing
 from gateway.body import read_body
 from gateway.chat import ChatCompletions
@@ -154,6 +156,8 @@ def _control_plane(
     app.include_router(_health(settings, runtime))
     app.include_router(_model_routes(models, keys))
     app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
+    if keys.file is not None:
+        app.include_router(key_routes(keys, keys.file, settings.server.max_body_bytes))
     for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _show_error)
     return app
@@ -196,22 +200,23 @@ def _health(settings: Settings, runtime: Runtime) -> APIRouter:
 
 
 def _require_key(keys: KeyRing) -> Any:
-    async def require_key(request: Request) -> None:
-        keys.check(request.scope["headers"])
+    async def require_key(request: Request) -> ApiKey:
+        return keys.check(request.scope["headers"])
 
     return Depends(require_key)
 
 
 def _model_routes(models: ModelList, keys: KeyRing) -> APIRouter:
-    routes = APIRouter(prefix="/v1", dependencies=[_require_key(keys)])
+    routes = APIRouter(prefix="/v1")
+    asked_with = _require_key(keys)
 
     @routes.get("/models")
-    async def list_models() -> dict[str, Any]:
-        return models.all()
+    async def list_models(key: ApiKey = asked_with) -> dict[str, Any]:
+        return models.all(key)
 
     @routes.get("/models/{name:path}")
-    async def retrieve_model(name: str) -> dict[str, Any]:
-        return models.one(name)
+    async def retrieve_model(name: str, key: ApiKey = asked_with) -> dict[str, Any]:
+        return models.one(name, key)
 
     return routes
 

@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     _add_options(download, "config", inherited=True)
     download.set_defaults(run=_download)
 
+    _add_keys(commands)
+
     # Only for the help: main() takes it before the parser sees what pytest shall see.
     commands.add_parser(
         "test",
@@ -91,6 +93,39 @@ def parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     return top
+
+
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    keys = commands.add_parser(
+        "keys",
+        help="make, list and revoke API keys",
+        description="Make, list and revoke API keys. A running gateway sees a change within about a second.",
+    )
+    _add_options(keys, "data")
+    keys.set_defaults(run=_list_keys, json=False)
+    actions = keys.add_subparsers(title="actions", metavar="ACTION")
+    create = actions.add_parser(
+        "create", help="make a key", description="Make a key and print it, this once: its digest is all that is kept."
+    )
+    create.add_argument("--name", required=True, metavar="NAME", help="who or what uses it")
+    create.add_argument("--models", metavar="LIST", help="public model names it may use, with commas; * for any characters (default: all)")
+    create.add_argument("--expires", metavar="WHEN", help="30d, 12h or a date like 2027-01-31, UTC (default: never)")
+    create.add_argument("--rpm", type=count, metavar="N", help="requests per minute (default: no limit)")
+    create.add_argument("--tpm", type=count, metavar="N", help="tokens per minute (default: no limit)")
+    create.add_argument("--concurrent", type=count, metavar="N", help="requests at the same time (default: no limit)")
+    create.add_argument("--budget-day", type=money, metavar="USD", help="US dollars in a UTC day (default: no limit)")
+    create.add_argument("--budget-month", type=money, metavar="USD", help="US dollars in a UTC month (default: no limit)")
+    create.add_argument("--admin", action="store_true", help="it may make, list and revoke keys")
+    _add_options(create, "data", inherited=True)
+    create.set_defaults(run=_create_key)
+    listing = actions.add_parser("list", help="list the keys (the default)")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    _add_options(listing, "data", inherited=True)
+    listing.set_defaults(run=_list_keys)
+    revoke = actions.add_parser("revoke", help="end a key", description="End a key: the next request with it is refused.")
+    revoke.add_argument("id", metavar="ID", help="as `tandem keys list` shows it")
+    _add_options(revoke, "data", inherited=True)
+    revoke.set_defaults(run=_revoke_key)
 
 
 def _add_options(command: argparse.ArgumentParser, *groups: str, inherited: bool = False) -> None:
@@ -115,6 +150,24 @@ def port_number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; use a number from 0 to 65535")
     return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number above zero. Raises argparse's error."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no limit; use a whole number above 0, or leave the option out for no limit")
+    return int(text)
+
+
+def money(text: str) -> float:
+    """An amount above zero. Raises argparse's error."""
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no budget; use a number of US dollars above 0, or leave the option out for no limit")
+    return amount
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -151,6 +204,33 @@ def _download(options: argparse.Namespace) -> int:
     from gateway import downloads, startup
 
     return startup.reported(lambda: downloads.download(startup.choose(_wishes(options), os.environ).settings, options.name))
+
+
+def _create_key(options: argparse.Namespace) -> int:
+    from config.schema import Limits
+    from gateway import key_commands, startup
+
+    limits = Limits(
+        requests_per_minute=options.rpm,
+        tokens_per_minute=options.tpm,
+        concurrent_requests=options.concurrent,
+        budget_usd_per_day=options.budget_day,
+        budget_usd_per_month=options.budget_month,
+    )
+    asked = key_commands.Asked(options.name, options.models, options.expires, options.admin, limits)
+    return startup.reported(lambda: key_commands.create(startup.data_dir_of(_wishes(options), os.environ), asked))
+
+
+def _list_keys(options: argparse.Namespace) -> int:
+    from gateway import key_commands, startup
+
+    return startup.reported(lambda: key_commands.show(startup.data_dir_of(_wishes(options), os.environ), options.json))
+
+
+def _revoke_key(options: argparse.Namespace) -> int:
+    from gateway import key_commands, startup
+
+    return startup.reported(lambda: key_commands.revoke(startup.data_dir_of(_wishes(options), os.environ), options.id))
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:

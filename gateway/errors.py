@@ -46,8 +46,12 @@ def invalid(message: str, param: str | None, code: str = "invalid_value") -> Gat
     return GatewayError(400, message, code, param=param)
 
 
-def unauthorized(message: str) -> GatewayError:
-    return GatewayError(401, message, "invalid_api_key", "authentication_error", headers={b"www-authenticate": b"Bearer"})
+def unauthorized(message: str, code: str = "invalid_api_key") -> GatewayError:
+    return GatewayError(401, message, code, "authentication_error", headers={b"www-authenticate": b"Bearer"})
+
+
+def forbidden(message: str, code: str, param: str | None = None) -> GatewayError:
+    return GatewayError(403, message, code, "permission_error", param)
 
 
 def too_large(limit: int) -> GatewayError:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from config.schema import LOCAL_KINDS, ModelSpec, Settings
+from gateway.admission import not_allowed
+from gateway.api_key import ApiKey
 from gateway.errors import GatewayError
 from gateway.jobs import JobQueue
 from gateway.routing import Router
@@ -20,16 +22,19 @@ class ModelList:
     def __init__(self, settings: Settings, runtime: Runtime, queues: Mapping[str, JobQueue], router: Router, created: int) -> None:
         self._settings, self._runtime, self._queues, self._router, self._created = settings, runtime, queues, router, created
 
-    def all(self) -> dict[str, Any]:
-        """Names with a "*" are left out: they are no model that a client could send."""
-        return {"object": "list", "data": [self._object(model, model.name) for model in self._settings.models if model.name[-1] != "*"]}
+    def all(self, key: ApiKey) -> dict[str, Any]:
+        """Those that the key may use. Names with a "*" are left out: they are no model that a client could send."""
+        models = [model for model in self._settings.models if model.name[-1] != "*" and key.allows(model.name)]
+        return {"object": "list", "data": [self._object(model, model.name) for model in models]}
 
-    def one(self, name: str) -> dict[str, Any]:
-        """Raises GatewayError (404)."""
+    def one(self, name: str, key: ApiKey) -> dict[str, Any]:
+        """Raises GatewayError (403, 404)."""
+        if not key.allows(name):
+            raise not_allowed(key, name)
         model = self._settings.model(name) if not name.endswith("*") else None
         model = model or self._router.wildcard(name)
         if model is None:
-            known = ", ".join(f"'{model.name}'" for model in self._settings.models)
+            known = ", ".join(f"'{model.name}'" for model in self._settings.models if key.allows(model.name))
             raise GatewayError(404, f"the model '{name}' does not exist; models here: {known}", "model_not_found", param="model")
         return self._object(model, name)
 

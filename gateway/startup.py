@@ -21,6 +21,7 @@ from config.loader import ConfigError
 from config.schema import Settings
 from config.selection import KEY_VARIABLE, choose_profile
 from gateway.auth import KEY_FILE, KeyRing, load_or_create_keys
+from gateway.key_file import KeyFileError
 
 EXIT_CANNOT_START = 2
 BACKLOG = 2048
@@ -196,6 +197,8 @@ def keys_in(data_dir: Path, environ: Mapping[str, str]) -> Keys:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise CannotStart(f"cannot read or write the API key in {path} ({reason}); correct the file, or remove it") from error
+    except KeyFileError as error:
+        raise CannotStart(str(error)) from error
     return Keys(ring, plain, created is not None, None if given else path)
 
 

@@ -18,6 +18,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("models", 0): schema.ModelSpec,
     ("models", 0, "deployments", 0): schema.Deployment,
     ("models", 0, "routing"): schema.RoutingSpec,
+    ("models", 0, "limits"): schema.Limits,
     ("models", 2, "image"): schema.ImageSpec,
     ("upstreams", "lab"): schema.OpenAIUpstream,
     ("upstreams", "openrouter"): schema.OpenRouterUpstream,

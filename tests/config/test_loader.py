@@ -73,6 +73,11 @@ class TestErrors:
                 "tandem.yaml:6: unknown key 'max_m' (did you mean 'max_n'?)",
             ),
             (
+                "models:\n  - name: a\n    kind: chat\n    deployments: [{upstream: demo, model: x}]\n"
+                "    limits:\n      request_per_minute: 2\n",
+                "tandem.yaml:6: unknown key 'request_per_minute' (did you mean 'requests_per_minute'?)",
+            ),
+            (
                 "upstreams:\n  here:\n    kind: vllm\n    pyton: x\n",
                 "tandem.yaml:4: unknown key 'pyton' (did you mean 'python'?)",
             ),

@@ -33,6 +33,9 @@ def settings(*models: dict[str, Any], **upstreams: dict[str, Any]) -> Settings:
         ({**CHAT, "image": {}}, "'image' belongs to kind: image"),
         ({**IMAGE, "tools": True}, "'tools' belongs to kind: chat"),
         ({**IMAGE, "context_length": 5}, "'context_length' belongs to kind: chat"),
+        ({**IMAGE, "limits": {"tokens_per_minute": 5}}, "'limits.tokens_per_minute' belongs to kind: chat"),
+        ({**CHAT, "limits": {"requests_per_minute": 0}}, "greater than or equal to 1"),
+        ({**CHAT, "limits": {"budget_usd_per_day": 0}}, "greater than 0"),
         ({**CHAT, "thinking": True, "reasoning": False}, "thinking: true needs a model that can reason"),
         ({**IMAGE, "image": {"default_size": "100x128"}}, "default_size 100x128: width 100 is not a multiple of 16"),
         ({**IMAGE, "image": {"default_size": "4096x128"}}, "default_size 4096x128: width 4096 is outside 64 to 2048"),
@@ -134,6 +137,15 @@ def test_an_image_model_without_limits_has_the_default_ones() -> None:
     model = settings(IMAGE).model("a")
     assert model is not None
     assert model.image == ImageSpec()
+
+
+def test_a_model_that_names_no_limits_has_none() -> None:
+    model = settings({**CHAT, "limits": {"requests_per_minute": 5}}, t=UPSTREAMS["t"]).model("a")
+    assert model is not None
+    assert model.limits.model_dump(exclude_none=True) == {"requests_per_minute": 5}
+    other = settings(CHAT).model("a")
+    assert other is not None
+    assert set(other.limits.model_dump().values()) == {None}
 
 
 def test_an_unknown_name_is_no_model() -> None:

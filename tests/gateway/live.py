@@ -83,10 +83,15 @@ class Live:
 
 @asynccontextmanager
 async def live_gateway(
-    settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent"), sinks: Sequence[Sink] = ()
+    settings: Settings,
+    runtime: Runtime | None = None,
+    *,
+    data_dir: Path = Path("/nonexistent"),
+    keys: KeyRing | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> AsyncIterator[Live]:
     owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
-    app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"), sinks)
+    app = create_app(settings, owned, keys or KeyRing.of([KEY], "ask the operator"), sinks)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1

@@ -154,7 +154,7 @@ async def test_the_special_deployment_is_asked_once_and_for_its_reason_only() ->
 
 
 async def test_a_deployment_that_fails_again_and_again_is_left_alone_and_then_tried_by_one_request() -> None:
-    routing = {"breaker_failures": 3, "breaker_open_s": 0.3, "max_wait_s": 0}
+    routing = {"breaker_failures": 3, "breaker_open_s": 2, "max_wait_s": 0}
     flaky = in_turn(*[failing(500, DOWN)] * 3, answering("well again"))
     async with scripted_upstream(flaky) as upstream, live_gateway(chat_settings(upstream.base_url, model={"routing": routing})) as live:
         for _ in range(3):
@@ -164,9 +164,9 @@ async def test_a_deployment_that_fails_again_and_again_is_left_alone_and_then_tr
         with pytest.raises(openai.InternalServerError, match="left alone for now") as caught:
             await ask(live)
         assert (caught.value.status_code, caught.value.code, len(upstream.asked)) == (503, "circuit_open", 3)
-        assert caught.value.response.headers["retry-after"] == "1"
+        assert caught.value.response.headers["retry-after"] in ("1", "2")
         assert (await _deployment(live))["breaker"] == "open"
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(2)
         assert (await _deployment(live))["breaker"] == "half_open"
         answer = await ask(live)
         assert answer.choices[0].message.content == "well again"

@@ -205,7 +205,7 @@ class TestReports:
 
     def test_help_names_every_command(self, tmp_path: Path) -> None:
         text = tandem(tmp_path, "--help").stdout
-        for command in ("up", "serve", "chat", "check", "models", "test"):
+        for command in ("up", "serve", "chat", "check", "models", "keys", "test"):
             assert f"\n    {command} " in text
 
 

@@ -102,3 +102,9 @@ def test_the_keys_and_where_they_lie(tmp_path: Path) -> None:
     assert (second.plain, second.created) == (first.plain, False)
     given = startup.keys_in(tmp_path, {"TANDEM_API_KEY": "mine"})
     assert (given.plain, given.path) == ("mine", None)
+
+
+def test_managed_keys_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    with pytest.raises(CannotStart, match=r"cannot use the keys in .*keys\.json \(Invalid JSON: .*\); correct the file"):
+        startup.keys_in(tmp_path, {})
