@@ -17,6 +17,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     (): schema.ConfigFile,
     ("models", 0): schema.ModelSpec,
     ("models", 0, "deployments", 0): schema.Deployment,
+    ("models", 0, "deployments", 0, "price"): schema.Price,
     ("models", 1, "image"): schema.ImageSpec,
     ("upstreams", "lab"): schema.OpenAIUpstream,
     ("upstreams", "openrouter"): schema.OpenRouterUpstream,
@@ -25,6 +26,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("upstreams", "pictures"): schema.DiffusersUpstream,
     ("server",): schema.ServerSpec,
     ("chat_app",): schema.ChatAppSpec,
+    ("usage",): schema.UsageSpec,
 }
 
 
