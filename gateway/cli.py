@@ -84,6 +84,20 @@ def parser() -> argparse.ArgumentParser:
     _add_options(download, "config", inherited=True)
     download.set_defaults(run=_download)
 
+    usage = commands.add_parser(
+        "usage",
+        help="show what was used: requests, tokens, money",
+        description="Show what was used: requests, tokens, money and times, by key, model or day (in UTC).",
+    )
+    usage.add_argument(
+        "--by", type=groups, metavar="LIST", default="key,model", help="key, model, day, or several with commas (default: key,model)"
+    )
+    usage.add_argument("--since", metavar="TIME", default="30d", help="7d, 12h, a day like 2026-11-01 (in UTC), or all (default: 30d)")
+    usage.add_argument("--key", metavar="ID", help="of this key only")
+    usage.add_argument("--json", action="store_true", help="as one JSON object")
+    _add_options(usage, "config", "data")
+    usage.set_defaults(run=_usage)
+
     # Only for the help: main() takes it before the parser sees what pytest shall see.
     commands.add_parser(
         "test",
@@ -115,6 +129,16 @@ def port_number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; use a number from 0 to 65535")
     return int(text)
+
+
+def groups(text: str) -> tuple[str, ...]:
+    """What --by names. Raises argparse's error."""
+    known = {"key": "key_id", "model": "model", "day": "day"}
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = next((word for word in words if word not in known), None)
+    if unknown is not None:
+        raise argparse.ArgumentTypeError(f"{unknown!r} is nothing to sort usage by; use key, model or day")
+    return tuple(known[word] for word in words)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -151,6 +175,21 @@ def _download(options: argparse.Namespace) -> int:
     from gateway import downloads, startup
 
     return startup.reported(lambda: downloads.download(startup.choose(_wishes(options), os.environ).settings, options.name))
+
+
+def _usage(options: argparse.Namespace) -> int:
+    from gateway import startup, usage_report
+
+    return startup.reported(
+        lambda: usage_report.report(
+            startup.choose(_wishes(options), os.environ).settings,
+            startup.data_dir_of(_wishes(options), os.environ),
+            by=options.by,
+            since=options.since,
+            key_id=options.key,
+            as_json=options.json,
+        )
+    )
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:
