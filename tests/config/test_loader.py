@@ -95,6 +95,7 @@ class TestErrors:
             ("server: {host: ''}\n", "tandem.yaml:1: server.host: must not be empty"),
             ("server: 5\n", "tandem.yaml:1: server: must be a mapping (key: value), not 5"),
             ("usage: {queue_size: 0}\n", "tandem.yaml:1: usage.queue_size: must be at least 1, not 0"),
+            ("usage: {url: 4711}\n", "tandem.yaml:1: usage.url: must be text (put quotes around it)"),
             ("usage: {urll: x}\n", "tandem.yaml:1: unknown key 'urll' (did you mean 'url'?)"),
             ("usage: {url: 'mysql://h/n'}\n", "tandem.yaml:1: usage.url: url must start with postgresql:// or sqlite:////"),
             (
