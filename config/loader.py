@@ -443,6 +443,8 @@ def _requirement(kind: str, context: Mapping[str, Any], message: str) -> str:
             return f"must be at least {context['ge']:g}"
         case "less_than_equal":
             return f"must be at most {context['le']:g}"
+        case "date_type" | "date_parsing" | "date_from_datetime_parsing" | "date_from_datetime_inexact":
+            return "must be a date like 2026-11-24"
         case "literal_error":
             return f"must be one of {context['expected']}"
         case "too_short" | "string_too_short":
@@ -455,7 +457,7 @@ def _requirement(kind: str, context: Mapping[str, Any], message: str) -> str:
 
 
 def _shown(document: Document, location: Location) -> str:
-    if location[-1:] == ("api_key",) or {"headers", "env", "args"} & set(location):
+    if location[-1:] == ("api_key",) or location == ("usage", "url") or {"headers", "env", "args"} & set(location):
         return ""
     value = _value_at(document, location)
     return f", not {value!r}" if isinstance(value, str | int | float) and value != "" else ""
@@ -493,10 +495,14 @@ def _keys_at(location: Location, document: Document) -> list[str]:
             spec = schema.Limits
         case ("models", _, "deployments", _):
             spec = schema.Deployment
+        case ("models", _, "deployments", _, "price"):
+            spec = schema.Price
         case ("upstreams", _):
             spec = _UPSTREAM_KINDS[str(_value_at(document, (*location, "kind")))]
         case ("server",):
             spec = schema.ServerSpec
+        case ("usage",):
+            spec = schema.UsageSpec
         case _:
             spec = schema.ChatAppSpec
     return list(spec.model_fields)

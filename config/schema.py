@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -38,6 +39,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+class Price(_Spec):
+    """What a deployment's tokens cost, for upstreams that do not say so themselves."""
+
+    input_usd_per_million: float = Field(ge=0)
+    """US dollars for a million prompt tokens. Required."""
+    output_usd_per_million: float = Field(ge=0)
+    """US dollars for a million tokens of the answer, reasoning included. Required."""
+    cached_input_usd_per_million: float | None = Field(default=None, ge=0)
+    """US dollars for a million prompt tokens that the upstream had in its cache. Default null: as any other prompt token."""
+    as_of: date
+    """The day on which these prices were read, YYYY-MM-DD: prices change, and a table without a date cannot be checked. Required."""
+
+
 class Deployment(_Spec):
     """One way to answer for a model: an upstream, and the name it knows the model by."""
 
@@ -51,6 +65,8 @@ class Deployment(_Spec):
     """Share of the requests under strategy: weighted, beside the weights of the others. Default 1."""
     only_after: list[Literal["context_length_exceeded", "content_filter"]] = Field(default_factory=list)
     """Used only where another deployment has refused the request for one of these reasons. Default none: used in its turn."""
+    price: Price | None = None
+    """What its tokens cost; the upstream's own figure goes before it. Default null: unknown unless the upstream says it."""
 
     @property
     def engine_id(self) -> str:
@@ -350,6 +366,43 @@ class ChatAppSpec(_Spec):
     """TCP port; 0 takes any free one. Default 8501."""
 
 
+_DATABASES = ("sqlite", "postgresql", "postgres")
+
+
+class UsageSpec(_Spec):
+    """Where it is kept what each request used."""
+
+    url: SecretStr | None = None
+    """Database, as a URL: postgresql://USER:PASSWORD@HOST:PORT/NAME, best as "${VARIABLE}", or sqlite:////FILE with a whole path.
+    Default null: the SQLite file usage.sqlite in the data directory."""
+    queue_size: int = Field(default=10_000, ge=1)
+    """Requests that may wait in memory to be written; above it the newest are not kept, and counted. Default 10000."""
+    retention_days: int | None = Field(default=None, ge=1)
+    """Days after which a request is deleted. Default null: never."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
+        problem = _database_problem(value.get_secret_value()) if value else None
+        if problem is not None:
+            raise ValueError(problem)
+        return value
+
+
+def _database_problem(url: str) -> str | None:
+    """Why this cannot be the URL of a database, without a piece of it, or None."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError:
+        return "url cannot be read; characters like @ / : # in a user or password are written as %40 %2F %3A %23"
+    if parts.scheme not in _DATABASES:
+        return "url must start with postgresql:// or sqlite:////"
+    if parts.scheme == "sqlite" and (parts.netloc or not parts.path.startswith("//") or not parts.path.strip("/")):
+        return "an SQLite url needs the whole path of its file, with four slashes: sqlite:////var/lib/tandem/usage.sqlite"
+    return None
+
+
 class ConfigFile(_Spec):
     """What a profile and a user's file may say, after merging."""
 
@@ -361,6 +414,8 @@ class ConfigFile(_Spec):
     """Where the API listens."""
     chat_app: ChatAppSpec = Field(default_factory=ChatAppSpec)
     """The chat app."""
+    usage: UsageSpec = Field(default_factory=UsageSpec)
+    """Where it is kept what each request used."""
 
     @field_validator("upstreams")
     @classmethod

@@ -85,6 +85,19 @@ def parser() -> argparse.ArgumentParser:
     download.set_defaults(run=_download)
 
     _add_keys(commands)
+    usage = commands.add_parser(
+        "usage",
+        help="show what was used: requests, tokens, money",
+        description="Show what was used: requests, tokens, money and times, by key, model or day (in UTC).",
+    )
+    usage.add_argument(
+        "--by", type=groups, metavar="LIST", default="key,model", help="key, model, day, or several with commas (default: key,model)"
+    )
+    usage.add_argument("--since", metavar="TIME", default="30d", help="7d, 12h, a day like 2026-11-01 (in UTC), or all (default: 30d)")
+    usage.add_argument("--key", metavar="ID", help="of this key only")
+    usage.add_argument("--json", action="store_true", help="as one JSON object")
+    _add_options(usage, "config", "data")
+    usage.set_defaults(run=_usage)
 
     # Only for the help: main() takes it before the parser sees what pytest shall see.
     commands.add_parser(
@@ -168,6 +181,14 @@ def money(text: str) -> float:
     if not 0 < amount < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no budget; use a number of US dollars above 0, or leave the option out for no limit")
     return amount
+def groups(text: str) -> tuple[str, ...]:
+    """What --by names. Raises argparse's error."""
+    known = {"key": "key_id", "model": "model", "day": "day"}
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = next((word for word in words if word not in known), None)
+    if unknown is not None:
+        raise argparse.ArgumentTypeError(f"{unknown!r} is nothing to sort usage by; use key, model or day")
+    return tuple(known[word] for word in words)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -231,6 +252,19 @@ def _revoke_key(options: argparse.Namespace) -> int:
     from gateway import key_commands, startup
 
     return startup.reported(lambda: key_commands.revoke(startup.data_dir_of(_wishes(options), os.environ), options.id))
+def _usage(options: argparse.Namespace) -> int:
+    from gateway import startup, usage_report
+
+    return startup.reported(
+        lambda: usage_report.report(
+            startup.choose(_wishes(options), os.environ).settings,
+            startup.data_dir_of(_wishes(options), os.environ),
+            by=options.by,
+            since=options.since,
+            key_id=options.key,
+            as_json=options.json,
+        )
+    )
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:

@@ -31,6 +31,7 @@ INTENT_WEIGHT = 0.5
 DROPOUT = 0.1
 READING_FIRST = 0.32  # of the budget
 READING_BATCH = 80
+CUT = 0.15  # of the words' pieces in a question
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
 # What the steps are about, eight by eight.
@@ -147,6 +148,27 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
     return Encoded([*read, *learnt], len(read), example)
 
 
+def cut_finer(tokenizer: Any, item: Encoded, rng: random.Random) -> Encoded:
+    """The same conversation with some pieces of its last question cut in two, where both halves are in the vocabulary.
+
+    A rare word is then met in the pieces of others: what is read must not hang on one spelling of it. Source of the idea: subword
+    regularization (Kudo, 2018; BPE-dropout, Provilkov and others, 2020).
+    """
+    starts, ends = (tokenizer.convert_tokens_to_ids(mark) for mark in (chat_tokenizer.TURN_START, chat_tokenizer.TURN_END))
+    turns = [place for place in range(item.read) if item.ids[place] == starts]
+    question = range(turns[-2], item.ids.index(ends, turns[-2]))  # the last turn is the answer's
+    vocabulary = tokenizer.get_vocab()
+    ids: list[int] = []
+    for place in range(item.read):
+        token = tokenizer.convert_ids_to_tokens(item.ids[place])
+        halves = []
+        if place in question and len(token) > 2 and rng.random() < CUT:
+            at = rng.randrange(1, len(token))
+            halves = [vocabulary[half] for half in (token[:at], token[at:]) if half in vocabulary]
+        ids += halves if len(halves) == 2 else [item.ids[place]]
+    return replace(item, ids=[*ids, *item.ids[item.read :]], read=len(ids))
+
+
 @dataclass(frozen=True)
 class Batch:
     """inputs: for the model. labels: (N, length), the next token where it is learnt. ends: last position of each prompt. intents: (N,)."""
@@ -184,14 +206,18 @@ class Batches:
         if kind == "pictures":
             return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng), rng)
         if kind == "questions":
-            items = self._encoded(chat_data.known_example, READING_BATCH, rng)
+            items = self._known(READING_BATCH, rng)
             return collate([replace(item, ids=item.ids[: item.read]) for item in items], self._intents)
         waiting = self._waiting[kind]
         if not waiting:
-            make = chat_data.known_example if kind == "answers" else chat_data.skill_example
-            waiting += _by_length(self._encoded(make, _SORTED_TOGETHER, rng))
+            known = kind == "answers"
+            items = self._known(_SORTED_TOGETHER, rng) if known else self._encoded(chat_data.skill_example, _SORTED_TOGETHER, rng)
+            waiting += _by_length(items)
             rng.shuffle(waiting)
         return collate(waiting.pop(), self._intents)
+
+    def _known(self, count: int, rng: random.Random) -> list[Encoded]:
+        return [cut_finer(self._tokenizer, item, rng) for item in self._encoded(chat_data.known_example, count, rng)]
 
     def _encoded(self, make: Callable[[random.Random], Example], count: int, rng: random.Random) -> list[Encoded]:
         return [encode(self._tokenizer, make(rng)) for _ in range(count)]

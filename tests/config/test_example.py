@@ -20,6 +20,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("models", 0, "routing"): schema.RoutingSpec,
     ("models", 0, "limits"): schema.Limits,
     ("models", 2, "image"): schema.ImageSpec,
+    ("models", 0, "deployments", 0, "price"): schema.Price,
     ("upstreams", "lab"): schema.OpenAIUpstream,
     ("upstreams", "openrouter"): schema.OpenRouterUpstream,
     ("upstreams", "here"): schema.VllmUpstream,
@@ -27,6 +28,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("upstreams", "pictures"): schema.DiffusersUpstream,
     ("server",): schema.ServerSpec,
     ("chat_app",): schema.ChatAppSpec,
+    ("usage",): schema.UsageSpec,
 }
 
 

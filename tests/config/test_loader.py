@@ -58,7 +58,7 @@ class TestErrors:
             ("server: {port: 1}\nmodles: []\n", "tandem.yaml:2: unknown key 'modles' (did you mean 'models'?)"),
             ("server:\n  port: 1\n  prot: 2\n", "tandem.yaml:3: unknown key 'prot' (did you mean 'port'?)"),
             ("server:\n  zzz: 2\n", "tandem.yaml:2: unknown key 'zzz' (known here: host, port, max_body_bytes)"),
-            ("profile: demo\n", "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app)"),
+            ("profile: demo\n", "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app, usage)"),
             ("chat_app: {prt: 1}\n", "tandem.yaml:1: unknown key 'prt' (did you mean 'port'?)"),
             (
                 "models:\n  - name: a\n    kind: chat\n    deplyments: []\n",
@@ -99,6 +99,30 @@ class TestErrors:
             ("server: {host: 5}\n", "tandem.yaml:1: server.host: must be text (put quotes around it), not 5"),
             ("server: {host: ''}\n", "tandem.yaml:1: server.host: must not be empty"),
             ("server: 5\n", "tandem.yaml:1: server: must be a mapping (key: value), not 5"),
+            ("usage: {queue_size: 0}\n", "tandem.yaml:1: usage.queue_size: must be at least 1, not 0"),
+            ("usage: {url: 4711}\n", "tandem.yaml:1: usage.url: must be text (put quotes around it)"),
+            ("usage: {urll: x}\n", "tandem.yaml:1: unknown key 'urll' (did you mean 'url'?)"),
+            ("usage: {url: 'mysql://h/n'}\n", "tandem.yaml:1: usage.url: url must start with postgresql:// or sqlite:////"),
+            (
+                "usage:\n  url: sqlite:///usage.sqlite\n",
+                "tandem.yaml:2: usage.url: an SQLite url needs the whole path of its file, with four slashes: "
+                "sqlite:////var/lib/tandem/usage.sqlite",
+            ),
+            (
+                "models:\n  - name: a\n    kind: chat\n    deployments:\n      - upstream: demo\n        model: x\n"
+                "        price: {input_usd_per_million: 1, output_usd_per_million: 2}\n",
+                "tandem.yaml:7: missing key 'as_of' in models[0].deployments[0].price",
+            ),
+            (
+                "models:\n  - name: a\n    kind: chat\n    deployments:\n      - upstream: demo\n        model: x\n"
+                "        price: {input_usd_per_million: -1, output_usd_per_million: 2, as_of: 2026-11-24}\n",
+                "tandem.yaml:7: models[0].deployments[0].price.input_usd_per_million: must be at least 0, not -1",
+            ),
+            (
+                "models:\n  - name: a\n    kind: chat\n    deployments:\n      - upstream: demo\n        model: x\n"
+                "        price: {input_usd_per_million: 1, output_usd_per_million: 2, as_of: November}\n",
+                "tandem.yaml:7: models[0].deployments[0].price.as_of: must be a date like 2026-11-24, not 'November'",
+            ),
             ("models: 5\n", "tandem.yaml:1: models: must be a list, not 5"),
             ("models: []\n", "tandem.yaml:1: models: must not be empty"),
             (
@@ -191,6 +215,11 @@ class TestErrors:
             "upstreams:\n  lab: {kind: vllm, env: [s3cret]}\n",
             "upstreams:\n  lab: {kind: vllm, args: s3cret}\n",
             "upstreams:\n  lab: {kind: openai, base_url: http://x/v1, api_key: !!int s3cret}\n",
+            "usage: {url: ['s3cret']}\n",
+            "usage: {url: 'mysql://u:s3cret@h/n'}\n",
+            "usage: {url: 'postgresql://u:s3cret:x@h:port/n'}\n",
+            "usage: {url: 'postgresql://u:[s3cret@h/n'}\n",
+            "usage: {url: 'postgresql://u:s3cret\u2100@h/n'}\n",
         ],
     )
     def test_no_message_shows_what_may_be_a_secret(self, text: str) -> None:

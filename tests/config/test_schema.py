@@ -170,3 +170,15 @@ def test_settings_cannot_be_changed() -> None:
     whole = settings(CHAT)
     with pytest.raises(ValidationError, match="frozen"):
         whole.profile = "other"
+
+
+def test_the_url_of_the_usage_store_is_kept_and_shows_up_in_no_text() -> None:
+    whole = Settings.model_validate({"models": [CHAT], "upstreams": UPSTREAMS, "usage": {"url": "postgresql://u:s3cret@h/n"}})
+    assert "s3cret" not in repr(whole)
+    assert whole.usage.url is not None
+    assert whole.usage.url.get_secret_value() == "postgresql://u:s3cret@h/n"
+
+
+def test_usage_is_kept_in_the_data_directory_and_for_good_by_default() -> None:
+    usage = settings(CHAT).usage
+    assert (usage.url, usage.queue_size, usage.retention_days) == (None, 10_000, None)
