@@ -25,6 +25,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("upstreams", "pictures"): schema.DiffusersUpstream,
     ("server",): schema.ServerSpec,
     ("chat_app",): schema.ChatAppSpec,
+    ("log",): schema.LogSpec,
 }
 
 
