@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -17,6 +17,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.telemetry import TelemetryConfig
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -39,16 +40,18 @@ from local_models.runtime import Runtime
 
 VERSION = "0.1.0"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=-]{1,128}")
+# FastAPI would export the messages of exceptions, where its environment variables ask for it; gateway.observers watches instead.
+_NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 log = logging.getLogger("tandem.gateway")
 
 
 class Gateway:
     """The outermost application. It owns the router, so `close` it when serving has ended."""
 
-    def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing) -> None:
+    def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing, routes: Iterable[APIRouter] = ()) -> None:
         self.router = Router(settings, runtime)
         self._chat = ChatCompletions(self.router, keys, settings.server.max_body_bytes)
-        self._rest = _control_plane(settings, runtime, keys, self.router)
+        self._rest = _control_plane(settings, runtime, keys, self.router, routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,8 +71,9 @@ class Gateway:
         self.router.close()
 
 
-def create_app(settings: Settings, runtime: Runtime, keys: KeyRing) -> Gateway:
-    return Gateway(settings, runtime, keys)
+def create_app(settings: Settings, runtime: Runtime, keys: KeyRing, routes: Iterable[APIRouter] = ()) -> Gateway:
+    """routes: more of them, of parts that have their own."""
+    return Gateway(settings, runtime, keys, routes)
 
 
 def _request_id(scope: Scope) -> str:
@@ -89,12 +93,16 @@ def _naming_request(send: Send, request_id: str) -> Send:
     return named
 
 
-def _control_plane(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router) -> ASGIApp:
-    app = FastAPI(title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+def _control_plane(settings: Settings, runtime: Runtime, keys: KeyRing, router: Router, more: Iterable[APIRouter]) -> ASGIApp:
+    app = FastAPI(
+        title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json", telemetry=_NO_TELEMETRY_OF_ITS_OWN
+    )
     app.include_router(_health(settings, runtime))
     queues = image_queues(settings)
     app.include_router(_model_routes(ModelList(settings, runtime, queues, int(time.time())), keys))
     app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
+    for routes in more:
+        app.include_router(routes)
     for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _show_error)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import APIRouter
 from openai import AsyncOpenAI
 
 from adapters.build import engine_specs
@@ -81,9 +82,11 @@ class Live:
 
 
 @asynccontextmanager
-async def live_gateway(settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent")) -> AsyncIterator[Live]:
+async def live_gateway(
+    settings: Settings, runtime: Runtime | None = None, *, data_dir: Path = Path("/nonexistent"), routes: Iterable[APIRouter] = ()
+) -> AsyncIterator[Live]:
     owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
-    app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"))
+    app = create_app(settings, owned, KeyRing.of([KEY], "ask the operator"), routes)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
