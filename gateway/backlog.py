@@ -18,14 +18,16 @@ class Backlog(Generic[Item]):
     """write: gets what has gathered, oldest first, at most `batch` at once, in a thread of its own; may take as long as it likes.
 
     limit: how many may wait; gather_s: seconds that a batch gathers before it is written, unless it is full earlier.
+    rest: seconds without work after each second of processor time that `write` took. It shares the event loop's processor; while it
+    rests what comes gathers, and is dropped once the backlog is full.
     What `write` raises costs its batch, no more.
     """
 
-    def __init__(self, name: str, write: Callable[[list[Item]], None], *, limit: int, batch: int, gather_s: float) -> None:
-        self._write, self._limit, self._batch, self._gather_s = write, limit, batch, gather_s
+    def __init__(self, name: str, write: Callable[[list[Item]], None], *, limit: int, batch: int, gather_s: float, rest: float = 0) -> None:
+        self._write, self._limit, self._batch, self._gather_s, self._rest = write, limit, batch, gather_s, rest
         self._waiting: deque[Item] = deque()
         self._lock = threading.Lock()
-        self._some, self._enough = threading.Event(), threading.Event()
+        self._some, self._enough, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._closed = False
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)  # daemon: a write that hangs must not keep the process
@@ -53,8 +55,8 @@ class Backlog(Generic[Item]):
         deadline = time.monotonic() + within_s
         with self._lock:
             self._closed = True
-        self._enough.set()
-        self._some.set()
+        for event in (self._ending, self._enough, self._some):
+            event.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
             self.dropped += len(self._waiting)
@@ -67,7 +69,9 @@ class Backlog(Generic[Item]):
             self._enough.wait(self._gather_s)
             items = self._next()
             if items:
+                begun_s = time.thread_time()
                 self._write_or_drop(items)
+                self._ending.wait((time.thread_time() - begun_s) * self._rest)
             elif self._closed:
                 return
 

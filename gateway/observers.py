@@ -35,8 +35,8 @@ _Entry: TypeAlias = RequestRecord | str
 def observers(settings: Settings, environ: Mapping[str, str], *, version: str, write: Write | None = None) -> Observers:
     """What this configuration and environment ask for, not started.
 
-    write: takes the log's lines, in a thread of its own, each with its end; None: standard error. On a terminal that redraws a line,
-    give the terminal's own way of printing: then `log.format: auto` means text.
+    write: takes the log's lines, in a thread of its own, each with its end; None: standard error. Where `gateway.output.through` knows
+    a terminal to print on, give that: then `log.format: auto` means text.
     """
     if settings.log.format == "auto":
         layout: Layout = "text" if write is not None or os.isatty(STANDARD_ERROR) else "json"

@@ -6,6 +6,7 @@ asked, by the GenAI semantic conventions. Only what is known of a request's shap
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -47,6 +48,7 @@ class SpanExport:
     def export(self, records: list[RequestRecord]) -> bool:
         for record in records:
             self._make(record)
+            time.sleep(0)  # the event loop, where it waits for the interpreter, need not wait for its whole switch interval
         spans = self._ended.take()
         return not spans or self._exporter.export(spans) is SpanExportResult.SUCCESS
 

@@ -19,8 +19,9 @@ from gateway.record import RequestRecord
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"  # of a collector: traces go to its path /v1/traces
 TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"  # for traces only: the whole address
 LIMIT = 4096  # records that may wait for the collector
-BATCH = 256
+BATCH = 32  # making and encoding the spans of one takes about 0.2 ms of processor time, and the event loop may have to wait for a batch
 GATHER_S = 1.0
+REST = 4.0  # of five seconds of processor time traces take one, however many requests there are; OTEL_TRACES_SAMPLER makes do with fewer
 log = logging.getLogger("tandem.tracing")
 
 
@@ -64,7 +65,7 @@ class Tracing:
         self._exporter, self._where = exporter, where
         self._reaches = True
         self._refused = 0
-        self._backlog = Backlog("traces", self._export, limit=limit, batch=BATCH, gather_s=gather_s)
+        self._backlog = Backlog("traces", self._export, limit=limit, batch=BATCH, gather_s=gather_s, rest=REST)
 
     def __call__(self, record: RequestRecord) -> None:
         self._backlog.put(record)

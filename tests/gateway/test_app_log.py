@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapters import errors
-from gateway.app_log import FIELDS, LogFormatter, LogHandler, reason
+from gateway.app_log import FIELDS, LogFormatter, LogHandler, at, reason
 from gateway.errors import GatewayError
 from local_models.errors import StartFailed
 
@@ -47,6 +47,14 @@ def test_a_line_has_the_allowed_fields_only() -> None:
         "logger": "tandem.chat",
         "message": "it is late",
     }
+
+
+@pytest.mark.parametrize(
+    ("unix_s", "said"),
+    [(0, "1970-01-01T00:00:00.000Z"), (1_700_000_000.0004, "2023-11-14T22:13:20.000Z"), (1_700_000_000.9996, "2023-11-14T22:13:21.000Z")],
+)
+def test_times_are_utc_to_the_millisecond(unix_s: float, said: str) -> None:
+    assert at(unix_s) == said
 
 
 def test_words_that_the_text_names_and_numbers_are_filled_in() -> None:

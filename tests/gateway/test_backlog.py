@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from gateway.backlog import Backlog
 
@@ -99,3 +100,23 @@ def test_many_threads_may_put_at_once() -> None:
         thread.join()
     assert backlog.close(LONG_S)
     assert sorted(written) == sorted(list(range(1000)) * 4)
+
+
+def test_work_is_followed_by_rest_in_proportion_and_closing_ends_the_rest() -> None:
+    written: list[int] = []
+    first, second = threading.Event(), threading.Event()
+
+    def write(items: list[int]) -> None:
+        begun_s = time.thread_time()
+        while time.thread_time() - begun_s < 0.005:
+            sum(range(1000))
+        written.extend(items)
+        (second if first.is_set() else first).set()
+
+    backlog = Backlog("test", write, limit=5, batch=1, gather_s=0, rest=100_000)
+    backlog.put(1)
+    assert first.wait(LONG_S)
+    backlog.put(2)
+    assert not second.wait(0.05)
+    assert backlog.close(LONG_S)
+    assert (written, backlog.dropped) == ([1, 2], 0)

@@ -16,7 +16,8 @@ from gateway.auth import KeyRing
 from gateway.known_names import UNKNOWN
 from gateway.metrics import Readings, Writer
 from gateway.observers import Observers, observers
-from gateway.output import descriptor
+from gateway.output import descriptor, through
+from gateway.terminal import PlainTerminal, RichTerminal
 from tests.gateway.live import chat_settings, image_settings, live_gateway
 from tests.gateway.records import answered
 
@@ -160,3 +161,24 @@ async def test_a_new_configuration_reaches_lines_and_labels() -> None:
     assert [json.loads(line)["model"] for line in "".join(lines).splitlines()] == ["draw", UNKNOWN]
     text, _ = await watch.metrics.exposition("")
     assert 'model="draw"' in text.decode()
+
+
+def test_on_a_terminal_that_moves_lines_go_through_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.isatty", lambda number: number == 2)
+    write = through(RichTerminal())
+    assert write is not None
+    watch = observers(chat_settings("http://127.0.0.1:9/v1"), {}, version="1", write=write)
+    feed(watch)
+    feed(watch)
+    watch.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all("200  /v1/chat/completions  m (up0)" in line for line in lines)
+
+
+@pytest.mark.parametrize(("kind", "is_terminal"), [(PlainTerminal, True), (RichTerminal, False)])
+def test_otherwise_they_go_to_standard_error(
+    kind: type[PlainTerminal | RichTerminal], is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.isatty", lambda number: is_terminal)
+    assert through(kind()) is None
