@@ -357,6 +357,17 @@ class ServerSpec(_Spec):
     """TCP port; 0 takes any free one. Default 8000."""
     max_body_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
     """Largest request body in bytes. Default 20971520 (20 MiB)."""
+    metrics_without_key: bool = False
+    """Whether GET /metrics, which names models and upstreams and says how much they are used, answers without an API key. Default false."""
+
+
+class LogSpec(_Spec):
+    """What the gateway writes to standard error."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    """json: one object in each line; text: short lines for people. Default auto: text on a terminal, json anywhere else."""
+    access: bool = True
+    """Whether each request gets a line when it has ended. Default true."""
 
 
 class ChatAppSpec(_Spec):
@@ -416,6 +427,8 @@ class ConfigFile(_Spec):
     """The chat app."""
     usage: UsageSpec = Field(default_factory=UsageSpec)
     """Where it is kept what each request used."""
+    log: LogSpec = Field(default_factory=LogSpec)
+    """What the gateway writes to standard error."""
 
     @field_validator("upstreams")
     @classmethod

@@ -18,6 +18,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.telemetry import TelemetryConfig
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -28,6 +29,7 @@ from adapters.errors import UpstreamError
 from config.schema import Settings
 from gateway import chat, image_request, images
 from gateway.admin_keys import key_routes
+from gateway.admission import Admission, limits_of_models
 from gateway.api_key import ApiKey
 from gateway.auth import KeyRing
 from gateway.body import read_body
@@ -44,14 +46,19 @@ from local_models.runtime import Runtime
 
 VERSION = "0.1.0"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=-]{1,128}")
+# FastAPI would export the messages of exceptions, where its environment variables ask for it; gateway.observers watches instead.
+_NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 log = logging.getLogger("tandem.gateway")
 
 
 class Gateway:
     """The outermost application. It owns what a configuration is served with, so `close` it when serving has ended."""
 
-    def __init__(self, settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = ()) -> None:
-        self._runtime, self._keys, self._sinks = runtime, keys, sinks
+    def __init__(
+        self, settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = (), routes: Sequence[APIRouter] = ()
+    ) -> None:
+        self._runtime, self._keys, self._sinks, self._routes = runtime, keys, sinks, routes
+        self.admission = Admission(limits_of_models(settings))
         self._created = int(time.time())
         self._serving = self._served(settings, {})
         self._superseded: set[_Served] = set()
@@ -84,6 +91,7 @@ class Gateway:
         except ValueError:
             self._runtime.reconfigure(engine_specs(before.settings))
             raise
+        self.admission.configure(limits_of_models(settings))
         if before.requests:
             self._superseded.add(before)
         else:
@@ -98,8 +106,9 @@ class Gateway:
         queues = image_queues(settings, queues)
         limit = settings.server.max_body_bytes
         models = ModelList(settings, self._runtime, queues, router, self._created)
-        rest = _control_plane(settings, self._runtime, self._keys, router, queues, models)
-        return _Served(settings, router, queues, ChatCompletions(router, self._keys, limit, self._sinks), rest)
+        rest = _control_plane(settings, self._runtime, self._keys, router, queues, models, self._routes)
+        chats = ChatCompletions(router, self._keys, self.admission, limit, self._sinks)
+        return _Served(settings, router, queues, chats, rest)
 
 
 @dataclass(eq=False, slots=True)
@@ -127,9 +136,11 @@ class _Served:
             await send_error(send, no_route(scope["method"], chat.PATH, ["POST"]), [(b"x-request-id", request_id.encode())])
 
 
-def create_app(settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = ()) -> Gateway:
-    """sinks: what is told of each request that has ended."""
-    return Gateway(settings, runtime, keys, sinks)
+def create_app(
+    settings: Settings, runtime: Runtime, keys: KeyRing, sinks: Sequence[Sink] = (), routes: Sequence[APIRouter] = ()
+) -> Gateway:
+    """sinks: what is told of each request that has ended. routes: more of them, of parts that have their own."""
+    return Gateway(settings, runtime, keys, sinks, routes)
 
 
 def _request_id(scope: Scope) -> str:
@@ -150,14 +161,24 @@ def _naming_request(send: Send, request_id: str) -> Send:
 
 
 def _control_plane(
-    settings: Settings, runtime: Runtime, keys: KeyRing, router: Router, queues: Mapping[str, JobQueue], models: ModelList
+    settings: Settings,
+    runtime: Runtime,
+    keys: KeyRing,
+    router: Router,
+    queues: Mapping[str, JobQueue],
+    models: ModelList,
+    more: Sequence[APIRouter],
 ) -> ASGIApp:
-    app = FastAPI(title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(
+        title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json", telemetry=_NO_TELEMETRY_OF_ITS_OWN
+    )
     app.include_router(_health(settings, runtime))
     app.include_router(_model_routes(models, keys))
     app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
     if keys.file is not None:
         app.include_router(key_routes(keys, keys.file, settings.server.max_body_bytes))
+    for routes in more:
+        app.include_router(routes)
     for kind in (GatewayError, UpstreamError, EngineError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _show_error)
     return app

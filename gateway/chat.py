@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.base import ChatCall, ChatUpstream
+from gateway.admission import Admission
 from gateway.attempts import Attempts, resting
 from gateway.auth import KeyRing
 from gateway.body import read_body
@@ -38,8 +39,8 @@ log = logging.getLogger("tandem.chat")
 class ChatCompletions:
     """See the module."""
 
-    def __init__(self, router: Router, keys: KeyRing, max_body_bytes: int, sinks: Sequence[Sink] = ()) -> None:
-        self._router, self._keys, self._max_body_bytes, self._sinks = router, keys, max_body_bytes, sinks
+    def __init__(self, router: Router, keys: KeyRing, admission: Admission, max_body_bytes: int, sinks: Sequence[Sink] = ()) -> None:
+        self._router, self._keys, self._admission, self._max_body_bytes, self._sinks = router, keys, admission, max_body_bytes, sinks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()

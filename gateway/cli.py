@@ -181,6 +181,8 @@ def money(text: str) -> float:
     if not 0 < amount < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no budget; use a number of US dollars above 0, or leave the option out for no limit")
     return amount
+
+
 def groups(text: str) -> tuple[str, ...]:
     """What --by names. Raises argparse's error."""
     known = {"key": "key_id", "model": "model", "day": "day"}
@@ -252,6 +254,8 @@ def _revoke_key(options: argparse.Namespace) -> int:
     from gateway import key_commands, startup
 
     return startup.reported(lambda: key_commands.revoke(startup.data_dir_of(_wishes(options), os.environ), options.id))
+
+
 def _usage(options: argparse.Namespace) -> int:
     from gateway import startup, usage_report
 

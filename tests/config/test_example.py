@@ -29,6 +29,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("server",): schema.ServerSpec,
     ("chat_app",): schema.ChatAppSpec,
     ("usage",): schema.UsageSpec,
+    ("log",): schema.LogSpec,
 }
 
 

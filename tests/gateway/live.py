@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import APIRouter
 from openai import AsyncOpenAI
 
 from adapters.build import engine_specs
@@ -89,9 +90,10 @@ async def live_gateway(
     data_dir: Path = Path("/nonexistent"),
     keys: KeyRing | None = None,
     sinks: Sequence[Sink] = (),
+    routes: Sequence[APIRouter] = (),
 ) -> AsyncIterator[Live]:
     owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
-    app = create_app(settings, owned, keys or KeyRing.of([KEY], "ask the operator"), sinks)
+    app = create_app(settings, owned, keys or KeyRing.of([KEY], "ask the operator"), sinks, routes)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
