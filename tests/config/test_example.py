@@ -20,6 +20,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("models", 1, "image"): schema.ImageSpec,
     ("upstreams", "lab"): schema.OpenAIUpstream,
     ("upstreams", "openrouter"): schema.OpenRouterUpstream,
+    ("upstreams", "anthropic"): schema.LitellmUpstream,
     ("upstreams", "here"): schema.VllmUpstream,
     ("upstreams", "small"): schema.TransformersUpstream,
     ("upstreams", "pictures"): schema.DiffusersUpstream,
