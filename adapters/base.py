@@ -5,6 +5,7 @@ An upstream writes a streamed answer to the client from the read callback; it ne
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +24,11 @@ class Meter:
     first_content_at: float | None = None
     answer_bytes: int = 0
     chunks: int = 0
+
+    def note_content(self) -> None:
+        """Content is passed on now."""
+        if self.first_content_at is None:
+            self.first_content_at = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)

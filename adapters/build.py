@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from adapters import openrouter
 from adapters.base import ChatUpstream, ImageUpstream, Timeouts
 from adapters.endpoint import Endpoint
+from adapters.litellm_bridge import LitellmChat, LitellmSpec
 from adapters.local import LocalChat, LocalImages
+from adapters.network import Network
 from adapters.openai_compatible import OpenAICompatible
+from adapters.proxies import proxy_for
 from config.schema import (
     LOCAL_KINDS,
     Deployment,
     DiffusersUpstream,
+    HostedUpstream,
+    LitellmUpstream,
     ModelSpec,
     OpenAIUpstream,
     OpenRouterUpstream,
@@ -40,19 +47,34 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     return specs
 
 
-def chat_upstream(settings: Settings, model: ModelSpec, deployment: Deployment, runtime: Runtime) -> ChatUpstream:
-    """Who answers for `deployment`. A local engine is always told whether to think: its template and its parser must agree."""
+def chat_upstream(
+    settings: Settings, model: ModelSpec, deployment: Deployment, runtime: Runtime, environ: Mapping[str, str] = os.environ
+) -> ChatUpstream:
+    """Who answers for `deployment`. A local engine is always told whether to think: its template and its parser must agree.
+
+    environ: read now, for proxies.
+    """
     spec = settings.upstreams[deployment.upstream]
-    if not isinstance(spec, OpenAIUpstream | OpenRouterUpstream):
+    if not isinstance(spec, HostedUpstream):
         thinking = True if model.thinking is None and model.reasoning else model.thinking
         return LocalChat(runtime, deployment.engine_id, LOCAL, thinking)
     timeouts = Timeouts(spec.connect_timeout_s, spec.first_token_timeout_s, spec.idle_timeout_s, spec.total_timeout_s)
     key = spec.api_key.get_secret_value() if spec.api_key else None
+    if isinstance(spec, LitellmUpstream):
+        litellm = LitellmSpec(deployment.upstream, timeouts, key, spec.base_url, spec.params, spec.drop_params)
+        return LitellmChat(litellm, deployment.model, model.thinking)
     headers = spec.headers if isinstance(spec, OpenAIUpstream) else openrouter.headers(spec.referer, spec.title)
-    endpoint = Endpoint(deployment.upstream, spec.base_url, key, timeouts, headers)
+    endpoint = Endpoint(deployment.upstream, spec.base_url, key, timeouts, headers, _network(spec, environ))
     if isinstance(spec, OpenRouterUpstream):
         return openrouter.openrouter(endpoint, deployment.model, model.thinking)
     return OpenAICompatible(endpoint, deployment.model, spec.thinking, model.thinking, spec.usage_in_streams)
+
+
+def _network(spec: OpenAIUpstream | OpenRouterUpstream, environ: Mapping[str, str]) -> Network:
+    try:
+        return Network(proxy_for(spec.base_url, environ, spec.proxy), spec.ca_file, spec.client_cert, spec.client_key)
+    except ValueError as error:  # a variable for all programs of this machine: it must not keep the other upstreams from working
+        return Network(problem=str(error))
 
 
 def image_upstream(deployment: Deployment, runtime: Runtime) -> ImageUpstream:

@@ -13,6 +13,9 @@ from typing import Protocol, cast
 
 import httptools
 
+from adapters.proxies import Proxy
+from adapters.tunnel import open_tunnel
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -168,9 +171,33 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 async def open_connection(
-    host: str, port: int, *, tls: ssl.SSLContext | None, on_closed: Callable[[UpstreamConnection], None]
+    host: str, port: int, *, tls: ssl.SSLContext | None, on_closed: Callable[[UpstreamConnection], None], proxy: Proxy | None = None
 ) -> UpstreamConnection:
-    """A connection ready for its first exchange. Raises OSError and ssl.SSLError as asyncio does. TCP_NODELAY is asyncio's default."""
+    """A connection ready for its first exchange. Raises OSError and ssl.SSLError as asyncio does. TCP_NODELAY is asyncio's default.
+
+    Through a proxy a TLS upstream is reached by a tunnel; one without TLS gets whole addresses in its request lines instead, so
+    there the connection is the one to the proxy.
+    """
     loop = asyncio.get_running_loop()
+    if proxy is not None and tls is not None:
+        return await _open_tunnelled(host, port, tls, on_closed, proxy)
+    if proxy is not None:
+        host, port = proxy.host, proxy.port
     _, connection = await loop.create_connection(lambda: UpstreamConnection(on_closed), host, port, ssl=tls)
+    return connection
+
+
+async def _open_tunnelled(
+    host: str, port: int, tls: ssl.SSLContext, on_closed: Callable[[UpstreamConnection], None], proxy: Proxy
+) -> UpstreamConnection:
+    transport = await open_tunnel(proxy, host, port)
+    connection = UpstreamConnection(on_closed)
+    try:
+        secured = await asyncio.get_running_loop().start_tls(transport, connection, tls, server_hostname=host)
+    except BaseException:
+        transport.abort()
+        raise
+    if secured is None:  # asyncio's answer where the other side went during the handshake
+        raise ConnectionResetError("the proxy closed the tunnel")
+    connection.connection_made(secured)
     return connection

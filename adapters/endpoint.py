@@ -17,6 +17,7 @@ import orjson
 from adapters import errors
 from adapters.base import ChatCall, Client, Timeouts
 from adapters.connection import ConnectionLost, ProtocolError, UpstreamConnection
+from adapters.network import DIRECT, Network
 from adapters.pool import Pool
 from adapters.receivers import EventReply, Reply, StreamedReply, WholeReply
 
@@ -28,19 +29,34 @@ AnyReply = TypeVar("AnyReply", bound=Reply)
 class Endpoint:
     """See the module. base_url: up to and with `/v1`; key: sent as bearer token, never shown; headers: sent with every request."""
 
-    def __init__(self, name: str, base_url: str, key: str | None, timeouts: Timeouts, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        key: str | None,
+        timeouts: Timeouts,
+        headers: Mapping[str, str] | None = None,
+        network: Network = DIRECT,
+    ) -> None:
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"upstream '{name}': base_url {base_url!r} is not http://… or https://…")
         self.name, self.key, self.timeouts = name, key, timeouts
+        self._unusable = f"upstream '{name}': {network.problem}" if network.problem else None
         authority = url.netloc.rpartition("@")[2]
         self._where = f"{url.scheme}://{authority}"
-        tls = ssl.create_default_context() if url.scheme == "https" else None
-        self.pool = Pool(url.hostname, url.port or (443 if tls else 80), timeouts.connect_s, tls)
+        tls = self._tls_context(network) if url.scheme == "https" else None
+        proxy = network.proxy
+        self.pool = Pool(url.hostname, url.port or (443 if url.scheme == "https" else 80), timeouts.connect_s, tls, proxy)
         self._path = url.path.rstrip("/")
+        if proxy is not None:
+            self._where += f" through the proxy {proxy.where}"
         sent = {"host": authority, "content-type": "application/json", "accept-encoding": "identity"}
         sent |= {"authorization": f"Bearer {key}"} if key else {}
         sent |= {header.lower(): value for header, value in (headers or {}).items()}
+        if proxy is not None and url.scheme == "http":  # the proxy takes the request itself, instead of a tunnel
+            self._path = f"http://{authority}{self._path}"
+            sent |= {"proxy-authorization": proxy.authorization} if proxy.authorization else {}
         if any("\r" in item or "\n" in item for pair in sent.items() for item in pair):
             raise ValueError(f"upstream '{name}': a header or its key holds a line break")
         self._head = "".join(f"{header}: {value}\r\n" for header, value in sent.items()).encode("latin-1")
@@ -117,11 +133,24 @@ class Endpoint:
             self.pool.give_back(connection)
         return reply
 
+    def _tls_context(self, network: Network) -> ssl.SSLContext | None:
+        """None where its files cannot be used: the other upstreams of a gateway still can, so every request says it instead."""
+        try:
+            return network.tls_context()
+        except OSError as error:
+            self._unusable = f"upstream '{self.name}': {error}"
+            return None
+
     async def _connect(self, *, fresh: bool) -> UpstreamConnection:
+        if self._unusable is not None:
+            raise errors.UpstreamError(502, self._unusable, "upstream_misconfigured")
         try:
             return await self.pool.take(fresh=fresh)
         except TimeoutError as error:
             raise errors.timed_out(self.name, f"no connection to {self._where}", self.timeouts.connect_s) from error
+        except ssl.SSLCertVerificationError as error:
+            reason = f"certificate verify failed: {error.verify_message}; name a private authority in ca_file"
+            raise errors.unreachable(self.name, self._where, reason) from error
         except OSError as error:  # ssl.SSLError is one
             raise errors.unreachable(self.name, self._where, error.strerror or str(error)) from error
 

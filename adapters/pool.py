@@ -10,6 +10,7 @@ import ssl
 from dataclasses import dataclass, field
 
 from adapters.connection import UpstreamConnection, open_connection
+from adapters.proxies import Proxy
 
 MAX_IDLE = 512  # connections kept open without work, per upstream address
 MAX_IDLE_S = 60.0  # then it may be dead without our knowing: routers and load balancers forget a silent connection after minutes
@@ -17,12 +18,13 @@ MAX_IDLE_S = 60.0  # then it may be dead without our knowing: routers and load b
 
 @dataclass(slots=True)
 class Pool:
-    """connect_timeout_s covers name resolution, TCP and TLS together."""
+    """connect_timeout_s covers name resolution, TCP, the proxy's tunnel and TLS together."""
 
     host: str
     port: int
     connect_timeout_s: float
     tls: ssl.SSLContext | None = None
+    proxy: Proxy | None = None
     _idle: list[UpstreamConnection] = field(default_factory=list)
     _open: set[UpstreamConnection] = field(default_factory=set)
 
@@ -35,7 +37,7 @@ class Pool:
                 return connection
             self.discard(connection)
         async with asyncio.timeout(self.connect_timeout_s):
-            connection = await open_connection(self.host, self.port, tls=self.tls, on_closed=self._forget)
+            connection = await open_connection(self.host, self.port, tls=self.tls, on_closed=self._forget, proxy=self.proxy)
         self._open.add(connection)
         return connection
 

@@ -7,7 +7,6 @@ the upstream back does not count against the upstream.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -156,8 +155,7 @@ class StreamedReply(Reply):
 
     def take(self, data: bytes) -> None:
         if frames := self._answer.feed(data):
-            if self._meter.first_content_at is None:
-                self._meter.first_content_at = time.monotonic()
+            self._meter.note_content()
             self._client.write(frames, self)
         if self._answer.failure is not None:
             raise self._answer.failure

@@ -43,6 +43,7 @@ _SHOWN_ERRORS = 8
 _UPSTREAM_KINDS: Mapping[str, type[BaseModel]] = {
     "openai": schema.OpenAIUpstream,
     "openrouter": schema.OpenRouterUpstream,
+    "litellm": schema.LitellmUpstream,
     "vllm": schema.VllmUpstream,
     "transformers": schema.TransformersUpstream,
     "diffusers": schema.DiffusersUpstream,
@@ -344,6 +345,10 @@ def _resolve_paths(document: Document) -> None:
         python = spec.get("python")
         if isinstance(python, str) and "/" in python:
             spec["python"] = _absolute(python, document.mark(("upstreams", name, "python")))
+        for key in ("ca_file", "client_cert", "client_key"):
+            path = spec.get(key)
+            if isinstance(path, str):
+                spec[key] = _absolute(path, document.mark(("upstreams", name, key)))
     models = document.data.get("models")
     for index, model in enumerate(models if isinstance(models, list) else []):
         deployments = model.get("deployments") if isinstance(model, dict) else None
@@ -457,7 +462,8 @@ def _requirement(kind: str, context: Mapping[str, Any], message: str) -> str:
 
 
 def _shown(document: Document, location: Location) -> str:
-    if location[-1:] == ("api_key",) or location == ("usage", "url") or {"headers", "env", "args"} & set(location):
+    inside = {"headers", "env", "args", "params"}
+    if location[-1:] in (("api_key",), ("proxy",)) or location == ("usage", "url") or inside & set(location):
         return ""
     value = _value_at(document, location)
     return f", not {value!r}" if isinstance(value, str | int | float) and value != "" else ""

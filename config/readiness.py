@@ -16,6 +16,8 @@ from config.schema import (
     BUILTIN_PREFIX,
     Deployment,
     DiffusersUpstream,
+    HostedUpstream,
+    LitellmUpstream,
     ModelSpec,
     OpenAIUpstream,
     OpenRouterUpstream,
@@ -28,11 +30,12 @@ from config.weights import Weights, find_weights
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found. engines: vLLM, by upstream name. weights: by the deployment's model."""
+    """What was found. engines: vLLM, by upstream name. weights: by the deployment's model. absent: files that are named but not there."""
 
     gpus: tuple[Gpu, ...] = ()
     engines: Mapping[str, bool] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
+    absent: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def gather(settings: Settings, builtin: Mapping[str, Path], environ: Mapping[str
         gpus=find_gpus(environ) if wants_gpu else (),
         engines=engines,
         weights={deployment.model: find_weights(deployment.model, builtin, environ) for deployment in local},
+        absent=frozenset(path for deployment in used for _, path in _tls_files(settings, deployment) if not path.is_file()),
     )
 
 
@@ -122,16 +126,32 @@ def _check_model(settings: Settings, model: ModelSpec, facts: Facts) -> ModelRep
 def _missing(settings: Settings, model: ModelSpec, deployment: Deployment, facts: Facts) -> list[Missing]:
     spec = settings.upstreams[deployment.upstream]
     match spec:
-        case OpenAIUpstream() | OpenRouterUpstream():
+        case OpenAIUpstream() | OpenRouterUpstream() | LitellmUpstream():
             variable = settings.unset_keys.get(deployment.upstream, "OPENROUTER_API_KEY")
             problem = settings.key_problem(deployment.upstream)
-            return [] if problem is None else [Missing("no API key", f"export {variable}=...")]
+            key = [] if problem is None else [Missing("no API key", f"export {variable}=...")]
+            return [*key, *_missing_files(settings, deployment, facts)]
         case VllmUpstream():
             engine = [] if facts.engines.get(deployment.upstream) else [_missing_vllm(deployment.upstream, spec)]
             return [*_missing_gpu(settings, deployment, facts), *engine, *_missing_weights(model, deployment, facts)]
         case TransformersUpstream() | DiffusersUpstream():
             return [*_missing_gpu(settings, deployment, facts), *_missing_weights(model, deployment, facts)]
     assert_never(spec)
+
+
+def _missing_files(settings: Settings, deployment: Deployment, facts: Facts) -> list[Missing]:
+    files = _tls_files(settings, deployment)
+    remedy = f"put it there, or correct '{{}}' of '{deployment.upstream}'"
+    return [Missing(f"no file {path}", remedy.format(key)) for key, path in files if path in facts.absent]
+
+
+def _tls_files(settings: Settings, deployment: Deployment) -> list[tuple[str, Path]]:
+    """The files by which a hosted upstream is trusted and told who asks, by their keys."""
+    spec = settings.upstreams[deployment.upstream]
+    if not isinstance(spec, OpenAIUpstream | OpenRouterUpstream):
+        return []
+    named = {"ca_file": spec.ca_file, "client_cert": spec.client_cert, "client_key": spec.client_key}
+    return [(key, path) for key, path in named.items() if path is not None]
 
 
 def _missing_gpu(settings: Settings, deployment: Deployment, facts: Facts) -> list[Missing]:
@@ -170,7 +190,7 @@ def _missing_weights(model: ModelSpec, deployment: Deployment, facts: Facts) -> 
 
 
 def _is_local(settings: Settings, deployment: Deployment) -> bool:
-    return not isinstance(settings.upstreams[deployment.upstream], OpenAIUpstream | OpenRouterUpstream)
+    return not isinstance(settings.upstreams[deployment.upstream], HostedUpstream)
 
 
 def _device(settings: Settings, deployment: Deployment) -> str:

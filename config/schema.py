@@ -22,6 +22,10 @@ LocalKind: TypeAlias = Literal["vllm", "transformers", "diffusers"]
 
 LOCAL_KINDS: frozenset[str] = frozenset({"vllm", "transformers", "diffusers"})
 BUILTIN_PREFIX = "builtin:"
+# litellm's parameters that have a key of their own here, or come from the request
+LITELLM_OWN_KEYS: frozenset[str] = frozenset(
+    {"model", "messages", "stream", "api_key", "api_base", "base_url", "timeout", "num_retries", "max_retries", "drop_params"}
+)
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
@@ -239,7 +243,38 @@ class _HostedSpec(_Spec):
     """Seconds for the whole answer. Default 3600."""
 
 
-class OpenAIUpstream(_HostedSpec):
+class _HttpSpec(_HostedSpec):
+    """How Tandem's own connections get there."""
+
+    ca_file: Path | None = None
+    """PEM file of certificate authorities to trust beside the system's, relative to the configuration file. Default null: none."""
+    client_cert: Path | None = None
+    """PEM file of the certificate by which Tandem names itself to the server. Default null: none."""
+    client_key: Path | None = None
+    """PEM file of that certificate's key. Default null: it stands in client_cert."""
+    proxy: str | None = Field(default=None, repr=False)
+    """http:// address of a proxy, with user:password@ where it wants them, or "none" for a direct connection. Default null: what
+    HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say. Addresses of this machine are always reached directly."""
+
+    @field_validator("proxy")
+    @classmethod
+    def _check_proxy(cls, value: str | None) -> str | None:
+        if value is None or value == "none":
+            return value
+        parts = urlsplit(value)
+        port = parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
+        if parts.scheme != "http" or not parts.hostname or (port and not port.isdecimal()):
+            raise ValueError("proxy must be an http:// address, for example http://proxy.example.org:3128, or none")
+        return value
+
+    @model_validator(mode="after")
+    def _check_client_key(self) -> _HttpSpec:
+        if self.client_key is not None and self.client_cert is None:
+            raise ValueError("client_key needs a client_cert, the certificate that it belongs to")
+        return self
+
+
+class OpenAIUpstream(_HttpSpec):
     """Any server that speaks the OpenAI API over HTTP."""
 
     kind: Literal["openai"]
@@ -260,7 +295,7 @@ class OpenAIUpstream(_HostedSpec):
     _check_base_url = field_validator("base_url")(_check_base_url)
 
 
-class OpenRouterUpstream(_HostedSpec):
+class OpenRouterUpstream(_HttpSpec):
     """OpenRouter."""
 
     kind: Literal["openrouter"]
@@ -275,6 +310,33 @@ class OpenRouterUpstream(_HostedSpec):
     """X-Title by which OpenRouter names the application. Default null: not sent."""
 
     _check_base_url = field_validator("base_url")(_check_base_url)
+
+
+class LitellmUpstream(_HostedSpec):
+    """Any provider that litellm knows; a deployment's model is litellm's id, such as anthropic/claude-sonnet-4-5."""
+
+    kind: Literal["litellm"]
+    """Which kind of upstream. Required."""
+    api_key: SecretStr | None = None
+    """The provider's key; write "${VARIABLE}". Default null: litellm's own variable for the provider, such as ANTHROPIC_API_KEY."""
+    base_url: str | None = None
+    """Address of the provider's API, as litellm takes it (api_base). Default null: the provider's own."""
+    params: dict[str, str] = Field(default_factory=dict, repr=False)
+    """What else litellm needs for this provider, by its own names: api_version, aws_region_name, vertex_project. Default none."""
+    drop_params: bool = False
+    """Whether fields of a request that the provider does not take are left out. Default false: such a request is refused."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
+        return None if value is None else _check_base_url(value)
+
+    @field_validator("params")
+    @classmethod
+    def _check_params(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in sorted(LITELLM_OWN_KEYS & value.keys()):
+            raise ValueError(f"params must not hold {name}: Tandem sets it itself, from the keys of this upstream and from the request")
+        return value
 
 
 def _flags(value: object) -> object:
@@ -343,7 +405,7 @@ class DiffusersUpstream(_LocalSpec):
     """Jobs that may wait; the next one gets status 429. Default 32."""
 
 
-HostedUpstream: TypeAlias = OpenAIUpstream | OpenRouterUpstream
+HostedUpstream: TypeAlias = OpenAIUpstream | OpenRouterUpstream | LitellmUpstream
 LocalUpstream: TypeAlias = VllmUpstream | TransformersUpstream | DiffusersUpstream
 UpstreamSpec: TypeAlias = Annotated[HostedUpstream | LocalUpstream, Field(discriminator="kind")]
 

@@ -23,6 +23,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("models", 0, "deployments", 0, "price"): schema.Price,
     ("upstreams", "lab"): schema.OpenAIUpstream,
     ("upstreams", "openrouter"): schema.OpenRouterUpstream,
+    ("upstreams", "anthropic"): schema.LitellmUpstream,
     ("upstreams", "here"): schema.VllmUpstream,
     ("upstreams", "small"): schema.TransformersUpstream,
     ("upstreams", "pictures"): schema.DiffusersUpstream,

@@ -85,11 +85,12 @@ class TestErrors:
             ("upstreams:\n  lab: {kind: openai}\n", "tandem.yaml:2: missing key 'base_url' in upstreams.lab"),
             (
                 "upstreams:\n  lab: {}\n",
-                "tandem.yaml:2: missing key 'kind' in upstreams.lab (one of openai, openrouter, vllm, transformers, diffusers)",
+                "tandem.yaml:2: missing key 'kind' in upstreams.lab (one of openai, openrouter, litellm, vllm, transformers, diffusers)",
             ),
             (
                 "upstreams:\n  lab:\n    device: cpu\n    kind: vlm\n",
-                "tandem.yaml:4: unknown kind 'vlm' (did you mean 'vllm'?); known kinds: openai, openrouter, vllm, transformers, diffusers",
+                "tandem.yaml:4: unknown kind 'vlm' (did you mean 'vllm'?); "
+                "known kinds: openai, openrouter, litellm, vllm, transformers, diffusers",
             ),
             ("upstreams:\n  lab: 3\n", "tandem.yaml:2: upstreams.lab: must be a mapping (key: value), not 3"),
             ("server:\n\n  port: eighty\n", "tandem.yaml:3: server.port: must be a whole number, not 'eighty'"),
@@ -220,6 +221,11 @@ class TestErrors:
             "usage: {url: 'postgresql://u:s3cret:x@h:port/n'}\n",
             "usage: {url: 'postgresql://u:[s3cret@h/n'}\n",
             "usage: {url: 'postgresql://u:s3cret\u2100@h/n'}\n",
+            "upstreams:\n  lab: {kind: openai, base_url: http://x/v1, proxy: 'socks5://u:s3cret@gate:1'}\n",
+            "upstreams:\n  lab: {kind: openai, base_url: http://x/v1, proxy: 'http://u:s3cret@gate:port'}\n",
+            "upstreams:\n  lab: {kind: openai, base_url: http://x/v1, proxy: ['s3cret']}\n",
+            "upstreams:\n  lab: {kind: litellm, params: {aws_secret_access_key: ['s3cret']}}\n",
+            "upstreams:\n  lab: {kind: litellm, params: {api_key: s3cret}}\n",
         ],
     )
     def test_no_message_shows_what_may_be_a_secret(self, text: str) -> None:
@@ -370,6 +376,11 @@ class TestPaths:
         text = f"models:\n  - {{name: a, kind: chat, deployments: [{{upstream: demo, model: '{model}'}}]}}\n"
         settings = load("demo", write(text, "sub/my.yaml"), {})
         assert settings.models[0].deployments[0].model == resolved.format(folder=folder, home="/home/somebody")
+
+    @pytest.mark.parametrize("key", ["ca_file", "client_cert"])
+    def test_the_files_of_a_hosted_upstream_too(self, folder: Path, key: str) -> None:
+        text = f"upstreams:\n  v: {{kind: openai, base_url: http://x/v1, {key}: certs/some.pem}}\n"
+        assert getattr(load("demo", write(text), {}).upstreams["v"], key) == folder / "certs" / "some.pem"
 
     @pytest.mark.parametrize(
         ("python", "resolved"), [("./v/bin/python", "{folder}/v/bin/python"), ("/v/python", "/v/python"), ("python3.12", "python3.12")]

@@ -20,6 +20,8 @@ UPSTREAMS = {
     "worker-gpu": {"kind": "transformers", "device": "cuda"},
     "router": {"kind": "openrouter"},
     "lab": {"kind": "openai", "base_url": "http://x/v1"},
+    "private": {"kind": "openai", "base_url": "https://x/v1", "ca_file": "/etc/ca.pem", "client_cert": "/etc/me.pem"},
+    "anthropic": {"kind": "litellm"},
 }
 
 
@@ -36,7 +38,7 @@ def settings(upstream: str, model: str = "owner/name", unset: dict[str, str] | N
 ALL = Facts(gpus=(GPU,), engines={name: True for name in UPSTREAMS}, weights={"owner/name": "present"})
 
 
-@pytest.mark.parametrize("upstream", ["vllm", "vllm-cpu", "vllm-there", "worker", "worker-gpu", "lab"])
+@pytest.mark.parametrize("upstream", ["vllm", "vllm-cpu", "vllm-there", "worker", "worker-gpu", "lab", "private", "anthropic"])
 def test_nothing_is_missing_where_everything_is_there(upstream: str) -> None:
     report = check(settings(upstream), ALL)
     assert report.unusable == ()
@@ -57,6 +59,7 @@ def test_nothing_is_missing_where_everything_is_there(upstream: str) -> None:
         ("worker", Facts(weights=ALL.weights), []),
         ("worker-gpu", Facts(weights=ALL.weights), ["no NVIDIA GPU"]),
         ("router", ALL, ["no API key"]),
+        ("private", Facts(absent=frozenset({Path("/etc/me.pem")})), ["no file /etc/me.pem"]),
     ],
 )
 def test_each_thing_that_may_be_missing(upstream: str, facts: Facts, missing: list[str]) -> None:
@@ -103,3 +106,9 @@ def test_gather_looks_only_for_what_is_asked(tmp_path: Path) -> None:
     facts = gather(settings("vllm"), {}, environ)
     assert facts == Facts((Gpu(0, "A", 10 * 2**20, 5 * 2**20),), {"vllm": False}, {"owner/name": "absent"})
     assert gather(settings("lab"), {}, environ) == Facts()
+
+
+def test_gather_looks_for_the_files_of_a_hosted_upstream() -> None:
+    assert gather(settings("private"), {}, {}).absent <= {Path("/etc/ca.pem"), Path("/etc/me.pem")}
+    assert Path("/etc/me.pem") in gather(settings("private"), {}, {}).absent
+    assert gather(settings("lab"), {}, {}).absent == frozenset()
