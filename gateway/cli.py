@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["test"]:  # everything behind it is pytest's
         return _test(given[1:])
+    if given[:1] == ["bench"]:
+        return _bench(given[1:])
     options = parser().parse_args(given)
     run: Command = options.run
     try:
@@ -105,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
         help="run the linters, the type checker and all tests; arguments go to pytest (then the tests only)",
         add_help=False,
     )
+    # Likewise: a bench has options of its own, and comes with a checkout only.
+    commands.add_parser("bench", help="measure Tandem beside other gateways: `bench chat`", add_help=False)
     return top
 
 
@@ -291,6 +295,15 @@ def _test(arguments: list[str]) -> int:
         print("tandem: the tests come with a checkout of Tandem, not with an installed package", file=sys.stderr)
         return 2
     from requirements.checks import run
+
+    return run(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    if not (PROJECT / "bench" / "cli.py").exists():
+        print("tandem: the benches come with a checkout of Tandem, not with an installed package", file=sys.stderr)
+        return 2
+    from bench.cli import run
 
     return run(arguments)
 

@@ -1,0 +1,1 @@
+"""The chat path under load, beside what else there is: `./tandem bench chat`."""
