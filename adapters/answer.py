@@ -167,7 +167,7 @@ class WholeAnswer:
             raise error
         if not isinstance(document.get("choices"), list):
             raise bad_reply(self._upstream, "a JSON object without `choices`")
-        self._meter.usage = usage_in(document)
+        self._meter.usage, self._meter.answer_bytes = usage_in(document), len(body)
         if _reasons(body) and _name_reasoning_twice(document, "message"):
             return orjson.dumps(document)
         return body

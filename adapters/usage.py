@@ -41,9 +41,10 @@ def usage_in(document: Mapping[str, Any]) -> Usage | None:
     )
 
 
-def estimated(prompt_bytes: int, answer_bytes: int) -> Usage:
-    """A guess from the sizes of texts, marked as one."""
-    return Usage(-(-prompt_bytes // BYTES_PER_TOKEN), -(-answer_bytes // BYTES_PER_TOKEN), estimated=True)
+def estimated(prompt_characters: int, chunks: int, answer_bytes: int) -> Usage:
+    """A guess, marked as one: a token for each chunk of a stream; for an answer in one piece, and for prompts, from their size."""
+    answer_tokens = chunks or -(-answer_bytes // BYTES_PER_TOKEN)
+    return Usage(-(-prompt_characters // BYTES_PER_TOKEN), answer_tokens, estimated=True)
 
 
 def _count(holder: Any, name: str) -> int:

@@ -59,6 +59,11 @@ class Admission:
             by_model.in_flight += 1
         return Admitted(self, by_key, by_model, tokens)
 
+    def counts_tokens(self, key: ApiKey, model: str) -> bool:
+        """Whether `admit` needs to know how many a request will use."""
+        limits = self._model_limits.get(model)
+        return key.limits.tokens_per_minute is not None or (limits is not None and limits.tokens_per_minute is not None)
+
     def configure(self, model_limits: Mapping[str, Limits]) -> None:
         """Other limits of the models, from now on; what runs and what is used stays counted."""
         self._model_limits = model_limits

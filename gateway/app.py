@@ -9,34 +9,30 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.telemetry import TelemetryConfig
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.build import engine_specs
 from adapters.errors import UpstreamError
 from config.schema import Settings
-from gateway import chat, image_request, images
+from gateway import chat
 from gateway.admin_keys import key_routes
 from gateway.admission import Admission, limits_of_models
 from gateway.api_key import ApiKey
 from gateway.auth import KeyRing
-from gateway.body import read_body
 from gateway.chat import ChatCompletions
-from gateway.departure import Departure
 from gateway.errors import GatewayError, from_validation, no_route, to_gateway_error
-from gateway.jobs import ImageJob, JobQueue, image_queues
+from gateway.image_routes import ImageDoor, image_routes
+from gateway.jobs import JobQueue, image_queues
+from gateway.metrics import Readings
 from gateway.models import ModelList
 from gateway.record import Sink
 from gateway.respond import send_error
@@ -82,6 +78,19 @@ class Gateway:
     def router(self) -> Router:
         return self._serving.router
 
+    def readings(self) -> Readings:
+        """What the parts that serve now say of themselves."""
+        return Readings(
+            in_flight=lambda: self.admission.in_flight().by_model,
+            queues=lambda: {engine: status.waiting for engine, queue in self._serving.queues.items() if (status := queue.status())},
+            breakers=self._breakers,
+            engines=lambda: {engine: self._runtime.status(engine).state for engine in self._runtime.engines()},
+        )
+
+    def _breakers(self) -> dict[str, str]:
+        now = time.monotonic()
+        return {f"{model}/{deployment.upstream}": condition.breaker.state(now) for model, deployment, condition in self.router.conditions()}
+
     def reconfigure(self, settings: Settings) -> None:
         """Serve the next request with these. Those under way end as they began. Raises ValueError, and nothing has changed then."""
         before = self._serving
@@ -106,7 +115,8 @@ class Gateway:
         queues = image_queues(settings, queues)
         limit = settings.server.max_body_bytes
         models = ModelList(settings, self._runtime, queues, router, self._created)
-        rest = _control_plane(settings, self._runtime, self._keys, router, queues, models, self._routes)
+        door = ImageDoor(router, queues, self._runtime, self._keys, self.admission, limit, self._sinks)
+        rest = _control_plane(settings, self._runtime, self._keys, models, door, self._routes)
         chats = ChatCompletions(router, self._keys, self.admission, limit, self._sinks)
         return _Served(settings, router, queues, chats, rest)
 
@@ -161,20 +171,14 @@ def _naming_request(send: Send, request_id: str) -> Send:
 
 
 def _control_plane(
-    settings: Settings,
-    runtime: Runtime,
-    keys: KeyRing,
-    router: Router,
-    queues: Mapping[str, JobQueue],
-    models: ModelList,
-    more: Sequence[APIRouter],
+    settings: Settings, runtime: Runtime, keys: KeyRing, models: ModelList, door: ImageDoor, more: Sequence[APIRouter]
 ) -> ASGIApp:
     app = FastAPI(
         title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json", telemetry=_NO_TELEMETRY_OF_ITS_OWN
     )
     app.include_router(_health(settings, runtime))
     app.include_router(_model_routes(models, keys))
-    app.include_router(_image_routes(settings.server.max_body_bytes, runtime, keys, router, queues))
+    app.include_router(image_routes(door))
     if keys.file is not None:
         app.include_router(key_routes(keys, keys.file, settings.server.max_body_bytes))
     for routes in more:
@@ -240,33 +244,3 @@ def _model_routes(models: ModelList, keys: KeyRing) -> APIRouter:
         return models.one(name, key)
 
     return routes
-
-
-def _image_routes(max_body_bytes: int, runtime: Runtime, keys: KeyRing, router: Router, queues: Mapping[str, JobQueue]) -> APIRouter:
-    routes = APIRouter(prefix="/v1/images", dependencies=[_require_key(keys)])
-
-    @routes.post("/generations")
-    async def generate_images(request: Request) -> Response:
-        try:
-            body = await read_body(request.scope, request.receive, max_body_bytes)
-        except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
-        asked = image_request.parse(body)
-        route = router.image(asked.model)
-        job = ImageJob(f"img_{secrets.token_hex(12)}", route.model.name, image_request.work_for(asked, route.model))
-        events = images.run_job(job, route, queues, runtime)
-        with Departure(request.receive):
-            if not asked.stream:
-                async with aclosing(events):
-                    return JSONResponse(await images.collect(job, events))
-            first = await anext(events)  # a job that cannot start is refused with its real status
-            return EventSourceResponse(_server_sent(first, events), sep="\n")
-        return Response(status_code=499)  # nobody reads it
-
-    return routes
-
-
-async def _server_sent(first: images.Event, rest: AsyncGenerator[images.Event, None]) -> AsyncGenerator[ServerSentEvent, None]:
-    async with aclosing(rest):
-        async for event in images.to_the_end(first, rest):
-            yield ServerSentEvent(orjson.dumps(event).decode(), event=event["type"])

@@ -37,6 +37,8 @@ class Attempts:
     record: RequestRecord
     sdk_retries: int = 0
     chance: random.Random = field(default_factory=random.Random)
+    last: Target[ChatUpstream] | None = None  # the one asked last: that which answered, if any did
+    _asked_at: float = 0.0
     _made: int = 0
     _retries: int = 0
     _waited_s: float = 0.0
@@ -77,6 +79,7 @@ class Attempts:
     async def _ask(self, target: Target[ChatUpstream], ask: Callable[[Target[ChatUpstream]], Awaitable[Result]]) -> Result:
         """One attempt, counted wherever attempts are counted."""
         condition, started = target.condition, time.monotonic()
+        self.last, self._asked_at = target, started
         self._made += 1
         condition.in_flight += 1
         condition.breaker.begin(started)
@@ -99,6 +102,10 @@ class Attempts:
             spent_s = time.monotonic() - started
             self.record.upstream_s += spent_s
             self.record.attempts.append(Attempt(target.deployment.upstream, target.deployment.model, spent_s, error_code))
+
+    def waited_s(self, now: float) -> float:
+        """For upstreams and engines so far, in seconds; while one is being asked."""
+        return self.record.upstream_s + now - self._asked_at
 
     def _there_for(self, error: Failure) -> list[Target[ChatUpstream]]:
         """The deployments that are used only after such an error; once."""

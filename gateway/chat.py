@@ -12,22 +12,26 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.base import ChatCall, ChatUpstream
+from adapters.usage import estimated
 from gateway.admission import Admission
 from gateway.attempts import Attempts, resting
 from gateway.auth import KeyRing
 from gateway.body import read_body
-from gateway.chat_request import check_for_model, parse
+from gateway.chat_request import check_for_model, expected_tokens, parse, prompt_characters
 from gateway.client_stream import ClientStream
 from gateway.departure import Departure
 from gateway.errors import GatewayError, shutting_down, to_gateway_error
-from gateway.record import RequestRecord, Sink
+from gateway.record import RequestRecord, Sink, note_failure
 from gateway.respond import RawHeaders, send_error, send_json
 from gateway.routing import Route, Router, Target
+from gateway.server_timing import HEADER as TIMING_HEADER
+from gateway.server_timing import server_timing
 from gateway.strategies import affinity_key
 
 PATH = "/v1/chat/completions"
@@ -37,7 +41,7 @@ log = logging.getLogger("tandem.chat")
 
 
 class ChatCompletions:
-    """See the module."""
+    """See the module. sinks: each gets the record of every request that has ended."""
 
     def __init__(self, router: Router, keys: KeyRing, admission: Admission, max_body_bytes: int, sinks: Sequence[Sink] = ()) -> None:
         self._router, self._keys, self._admission, self._max_body_bytes, self._sinks = router, keys, admission, max_body_bytes, sinks
@@ -55,29 +59,38 @@ class ChatCompletions:
     async def _handle(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord, started: float) -> None:
         headers: RawHeaders = [(b"x-request-id", record.request_id.encode())]
         try:
-            self._keys.check(scope["headers"])
+            key = self._keys.check(scope["headers"])
+            record.key_id = key.id
             body = await read_body(scope, receive, self._max_body_bytes)
             fields = parse(body)
-            route, rest = self._router.chat(fields["model"])
+            name = fields["model"]
+            route, rest = self._router.chat(name)
             record.model, record.stream = route.model.name, bool(fields.get("stream"))
             check_for_model(fields, route.model)
             attempts = _attempts(route, scope, fields, record)
+            tokens = expected_tokens(fields) if self._admission.counts_tokens(key, record.model) else 0
+            admitted = self._admission.admit(key, record.model, tokens, name)
         except GatewayError as error:
-            _note_failure(record, error)
+            note_failure(record, error)
             await send_error(send, error, headers)
             return
         except ClientDisconnect:
             record.outcome = "client_left"
             return
+        headers += admitted.headers
         call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest)
-        with Departure(receive) as departure:
-            if record.stream:
-                await _stream(attempts, call, ClientStream(send, headers), record)
-            else:
-                await _complete(attempts, call, send, headers, record)
-        if departure.gone:
-            record.outcome = "client_left"
-        _note_answer(record, call, started)
+        exchange = _Exchange(attempts, call, record, started)
+        try:
+            with Departure(receive) as departure:
+                if record.stream:
+                    await exchange.stream(ClientStream(send, headers, exchange.answer_headers))
+                else:
+                    await exchange.complete(send, headers)
+            if departure.gone:
+                record.outcome = "client_left"
+            exchange.note_answer()
+        finally:
+            admitted.release(record.usage.total_tokens if record.usage else 0, record.cost_usd)
 
 
 def _attempts(route: Route[ChatUpstream], scope: Scope, fields: dict[str, object], record: RequestRecord) -> Attempts:
@@ -86,15 +99,13 @@ def _attempts(route: Route[ChatUpstream], scope: Scope, fields: dict[str, object
     targets = route.in_turn(affinity_key(route.model.routing.strategy, scope["headers"], fields), now)
     if not targets:
         raise resting(route, now)
-    return Attempts(route, targets, record, _sdk_retries(scope))
-
-
-def _sdk_retries(scope: Scope) -> int:
-    """How often an SDK of OpenAI's family has tried this request before."""
+    sdk_retries = 0
     for name, value in scope["headers"]:
-        if name == b"x-stainless-retry-count":
-            return int(value) if value.isdigit() else 0
-    return 0
+        if name == b"x-stainless-retry-count" and value.isdigit():  # how often the SDK has tried this request before
+            sdk_retries = int(value)
+        elif name == b"traceparent":
+            record.traceparent = value.decode("latin-1")
+    return Attempts(route, targets, record, sdk_retries)
 
 
 def _upstream_request_id(request_id: str) -> str:
@@ -102,68 +113,85 @@ def _upstream_request_id(request_id: str) -> str:
     return f"{request_id}-{secrets.token_hex(4)}"
 
 
-async def _stream(attempts: Attempts, call: ChatCall, client: ClientStream, record: RequestRecord) -> None:
-    async def ask(target: Target[ChatUpstream]) -> None:
-        client.answer_headers = [(UPSTREAM_HEADER, target.deployment.upstream.encode())]
-        await target.upstream.stream(call, client)
+@dataclass(slots=True)
+class _Exchange:
+    """An admitted request and its answer. started: of the request, time.monotonic()."""
 
-    try:
+    attempts: Attempts
+    call: ChatCall
+    record: RequestRecord
+    started: float
+
+    async def stream(self, client: ClientStream) -> None:
+        async def ask(target: Target[ChatUpstream]) -> None:
+            await target.upstream.stream(self.call, client)
+
         try:
-            await attempts.first_answer(ask, lambda: client.began)
-            await client.finish()
-            record.status = 200
-        except asyncio.CancelledError:  # the gateway stops; or the client has left, and this goes nowhere
-            await _fail(client, shutting_down(), record)
+            try:
+                await self.attempts.first_answer(ask, lambda: client.began)
+                await client.finish()
+                self.record.status = 200
+            except asyncio.CancelledError:  # the gateway stops; or the client has left, and this goes nowhere
+                await self._fail(client, shutting_down())
+            except Exception as error:  # noqa: BLE001 - every failure becomes one error of ours
+                await self._fail(client, _explain(error, self.call.request_id))
+        finally:
+            client.close()
+
+    async def complete(self, send: Send, headers: RawHeaders) -> None:
+        async def ask(target: Target[ChatUpstream]) -> bytes:
+            return await target.upstream.complete(self.call)
+
+        try:
+            document = await self.attempts.first_answer(ask, lambda: False)
+        except asyncio.CancelledError:  # as in stream
+            note_failure(self.record, shutting_down())
+            await send_error(send, shutting_down(), headers)
         except Exception as error:  # noqa: BLE001 - every failure becomes one error of ours
-            await _fail(client, _explain(error, call.request_id), record)
-    finally:
-        client.close()
+            failure = _explain(error, self.call.request_id)
+            note_failure(self.record, failure)
+            await send_error(send, failure, headers)
+        else:
+            self.record.status = 200
+            await send_json(send, 200, document, [*headers, *self._answered_by(self.record.upstream_s)])
 
+    def answer_headers(self) -> RawHeaders:
+        """Of a stream whose first content has come."""
+        return self._answered_by(self.attempts.waited_s(time.monotonic()))
 
-async def _fail(client: ClientStream, failure: GatewayError, record: RequestRecord) -> None:
-    _note_failure(record, failure)
-    if client.started:
-        record.status = 200  # that is what it began with
-        await client.finish(failure)
-    else:
-        await send_error(client.send, failure, client.headers)
+    def _answered_by(self, upstream_s: float) -> RawHeaders:
+        last = self.attempts.last
+        assert last is not None, "somebody has answered"
+        timing = server_timing(time.monotonic() - self.started, upstream_s)
+        return [(UPSTREAM_HEADER, last.deployment.upstream.encode()), (TIMING_HEADER, timing)]
 
+    async def _fail(self, client: ClientStream, failure: GatewayError) -> None:
+        note_failure(self.record, failure)
+        if client.started:
+            self.record.status = 200  # that is what it began with
+            await client.finish(failure)
+        else:
+            await send_error(client.send, failure, client.headers)
 
-async def _complete(attempts: Attempts, call: ChatCall, send: Send, headers: RawHeaders, record: RequestRecord) -> None:
-    async def ask(target: Target[ChatUpstream]) -> tuple[bytes, Target[ChatUpstream]]:
-        return await target.upstream.complete(call), target
-
-    try:
-        document, target = await attempts.first_answer(ask, lambda: False)
-    except asyncio.CancelledError:  # as in _stream
-        _note_failure(record, shutting_down())
-        await send_error(send, shutting_down(), headers)
-    except Exception as error:  # noqa: BLE001 - every failure becomes one error of ours
-        failure = _explain(error, call.request_id)
-        _note_failure(record, failure)
-        await send_error(send, failure, headers)
-    else:
-        record.status = 200
-        await send_json(send, 200, document, [*headers, (UPSTREAM_HEADER, target.deployment.upstream.encode())])
-
-
-def _note_failure(record: RequestRecord, failure: GatewayError) -> None:
-    record.outcome, record.status, record.error_code = "failed", failure.status, failure.code
-
-
-def _note_answer(record: RequestRecord, call: ChatCall, started: float) -> None:
-    meter = call.meter
-    record.usage, record.chunks = meter.usage, meter.chunks
-    if meter.first_content_at is not None:
-        record.first_token_s = meter.first_content_at - started
-    if record.attempts:
-        last = record.attempts[-1]
-        record.upstream, record.upstream_model = last.upstream, last.model.replace("*", call.rest)
+    def note_answer(self) -> None:
+        """What the answer was, or how far it had come. Whoever leaves does not hear the upstream's count: it is estimated."""
+        record, meter, last = self.record, self.call.meter, self.attempts.last
+        record.chunks = meter.chunks
+        if meter.first_content_at is not None:
+            record.first_token_s = meter.first_content_at - self.started
+        if last is None:
+            return
+        record.upstream, record.upstream_model = last.deployment.upstream, last.deployment.model.replace("*", self.call.rest)
+        record.usage = meter.usage
+        if record.usage is None and (meter.answer_bytes or record.outcome == "client_left"):
+            record.usage = estimated(prompt_characters(self.call.fields), meter.chunks, meter.answer_bytes)
+        if record.usage is not None:
+            record.cost_usd = last.cost(record.usage, record.upstream_model)
 
 
 def _explain(error: Exception, request_id: str) -> GatewayError:
     shown = to_gateway_error(error)
     if shown.status >= 500:
         bug = error if shown.code == "internal_error" else None
-        log.warning("request_id=%s status=%d %s", request_id, shown.status, shown.message, exc_info=bug)
+        log.warning("request_id=%s status=%d %s", request_id, shown.status, error, exc_info=bug)
     return shown

@@ -5,12 +5,14 @@ Only what would fail everywhere is refused here; every field that the gateway do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from reprlib import repr as shown
 from typing import Any
 
 import orjson
 
 from adapters.thinking import ThinkingFieldError, asked_for
+from adapters.usage import estimated
 from config.schema import ModelSpec
 from gateway.errors import GatewayError, invalid
 
@@ -56,6 +58,26 @@ def check_for_model(fields: dict[str, Any], model: ModelSpec) -> None:
                 where = f"messages[{index}].content[{position}]"
                 problem = f"the model '{model.name}' takes text only, and {where} is an image"
                 raise invalid(f"{problem}; remove it or choose a model with image input (GET /v1/models)", where, "unsupported_modality")
+
+
+def prompt_characters(fields: Mapping[str, Any]) -> int:
+    """Of the text in the messages and the tools: what an estimate of the prompt's tokens is made from."""
+    count = 0
+    for message in fields["messages"]:
+        content = message.get("content")
+        if isinstance(content, str):
+            count += len(content)
+        for part in content if isinstance(content, list) else ():
+            text = part.get("text")
+            count += len(text) if isinstance(text, str) else 0
+    return count + (len(str(fields["tools"])) if fields.get("tools") else 0)
+
+
+def expected_tokens(fields: Mapping[str, Any]) -> int:
+    """Of prompt and answer together, as far as the request tells."""
+    most = fields.get("max_completion_tokens") or fields.get("max_tokens")
+    answer = most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else 0
+    return estimated(prompt_characters(fields), 0, 0).prompt_tokens + answer
 
 
 def _check_messages(messages: Any) -> None:

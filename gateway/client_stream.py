@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Message, Send
@@ -31,14 +32,14 @@ STREAM_HEADERS: RawHeaders = [
 class ClientStream:
     """An adapters.base.Client over ASGI `send`.
 
-    headers: sent in any case. answer_headers: what is known of the answer; sent only if content comes before the hold is over.
+    headers: sent in any case. answer_headers: what is known of the answer when its first content comes, if that is before the hold is over.
     """
 
-    def __init__(self, send: Send, headers: RawHeaders) -> None:
+    def __init__(self, send: Send, headers: RawHeaders, answer_headers: Callable[[], RawHeaders]) -> None:
         self.started = False  # the response's status and headers are out
         self.began = False  # content is out: nobody else may answer any more
         self.headers = headers
-        self.answer_headers: RawHeaders = []
+        self._answer_headers = answer_headers
         self.send = send
         self._loop = asyncio.get_running_loop()
         self._blocked: Stepped | None = None  # a send that waits for the client
@@ -51,7 +52,7 @@ class ClientStream:
     def write(self, frames: bytes, source: Source) -> None:
         self.began = True
         self._due = self._loop.time() + HEARTBEAT_S
-        self._put(frames, self.answer_headers)
+        self._put(frames, None if self.started else self._answer_headers())
         if self._blocked is not None:
             self._paused = source
             source.pause()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
+from adapters.litellm_prices import installed_prices
 from adapters.usage import Usage
-from config.schema import Price
+from config.schema import Deployment, LitellmUpstream, Price, UpstreamSpec
+
+Pricing: TypeAlias = Callable[[Usage, str], float | None]
+"""US dollars for a usage of the upstream's model of this id, or None where nobody knows."""
 
 _MILLION = 1_000_000
 
@@ -20,3 +26,19 @@ def cost_usd(usage: Usage, price: Price | None) -> float | None:
     per_cached = price.input_usd_per_million if price.cached_input_usd_per_million is None else price.cached_input_usd_per_million
     prompt = (usage.prompt_tokens - cached) * price.input_usd_per_million + cached * per_cached
     return (prompt + usage.completion_tokens * price.output_usd_per_million) / _MILLION
+
+
+def pricing_of(deployment: Deployment, upstream: UpstreamSpec) -> Pricing:
+    """How this deployment's answers are priced: by the upstream, by its own list, or by litellm's where litellm serves it.
+
+    The first deployment that needs litellm's list reads it from the disk: some megabytes.
+    """
+    if deployment.price is None and isinstance(upstream, LitellmUpstream):
+        prices = installed_prices()
+
+        def by_litellm(usage: Usage, model: str) -> float | None:
+            listed = prices.price_of(model)
+            return cost_usd(usage, None) if usage.cost_usd is not None or listed is None else listed.cost_usd(usage)
+
+        return by_litellm
+    return lambda usage, _: cost_usd(usage, deployment.price)

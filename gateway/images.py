@@ -45,6 +45,7 @@ async def run_job(
 
 
 async def _run_on(job: ImageJob, target: Target[ImageUpstream], queue: JobQueue, runtime: Runtime) -> AsyncGenerator[Event, None]:
+    job.upstream, job.upstream_model = target.deployment.upstream, target.deployment.model
     async with queue.place(job):
         async for position in queue.positions(job):
             yield {"type": "image_generation.queued", "job_id": job.id, "position": position}
@@ -91,6 +92,7 @@ def _translate(job: ImageJob, event: Event) -> Event | None:
             eta_s = round((time.monotonic() - job.started_at) / done * left, 1) if done else None
             return event | {"type": "image_generation.progress", "job_id": job.id, "eta_s": eta_s}
         case "image":
+            job.pictures += 1
             return _completed(job, event)
         case "error":
             error = event["error"]

@@ -23,8 +23,8 @@ FIRST_GUESS_S = 5.0  # how long a job takes, as long as none has been seen
 class ImageJob:
     """One image request on its way.
 
-    request: what the worker is asked for. position: jobs ahead of it. step: of all its pictures together. started_at: when its turn came
-    and the engine was there, from time.monotonic().
+    request: what the worker is asked for. position: jobs ahead of it. step: of all its pictures together. upstream, upstream_model: the
+    deployment that works on it. made_at, started_at: when it came, and when its turn came and the engine was there (time.monotonic()).
     """
 
     id: str
@@ -33,6 +33,10 @@ class ImageJob:
     position: int = 0
     step: int = 0
     done: bool = False
+    pictures: int = 0
+    upstream: str = ""
+    upstream_model: str = ""
+    made_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from adapters.usage import Usage
+from gateway.errors import GatewayError
 
 # ok: answered in full. failed: with an error, before or after content. client_left: nobody reads it any more.
 Outcome: TypeAlias = Literal["ok", "failed", "client_left"]
@@ -64,3 +65,7 @@ class RequestRecord:
 
 
 Sink: TypeAlias = Callable[[RequestRecord], None]
+
+
+def note_failure(record: RequestRecord, failure: GatewayError) -> None:
+    record.outcome, record.status, record.error_code = "failed", failure.status, failure.code

@@ -15,6 +15,7 @@ from adapters.build import chat_upstream, image_upstream
 from adapters.errors import UpstreamError
 from config.schema import Deployment, ModelSpec, RoutingSpec, Settings
 from gateway.breaker import Breaker
+from gateway.costs import Pricing, pricing_of
 from gateway.errors import unavailable, unknown_model
 from gateway.retries import retry_after_s
 from gateway.strategies import Choice, order
@@ -49,11 +50,12 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Target(Generic[AnyUpstream]):
-    """One deployment with the upstream that serves it. problem: why it cannot be used as configured, or None."""
+    """One deployment with the upstream that serves it. problem: why it cannot be used as configured, or None. cost: what a usage costs."""
 
     deployment: Deployment
     upstream: AnyUpstream
     problem: str | None
+    cost: Pricing
     condition: Condition
 
 
@@ -99,12 +101,13 @@ class Router:
         self._image: dict[str, Route[ImageUpstream]] = {}
         for model in settings.models:
             problems = [settings.key_problem(deployment.upstream) for deployment in model.deployments]
+            costs = [pricing_of(deployment, settings.upstreams[deployment.upstream]) for deployment in model.deployments]
             if model.kind == "chat":
                 chats = [chat_upstream(settings, model, deployment, runtime) for deployment in model.deployments]
-                self._chat[model.name] = _route(model, chats, problems)
+                self._chat[model.name] = _route(model, chats, problems, costs)
             else:
                 images = [image_upstream(deployment, runtime) for deployment in model.deployments]
-                self._image[model.name] = _route(model, images, problems)
+                self._image[model.name] = _route(model, images, problems, costs)
         stars = [(name[:-1], route) for name, route in self._chat.items() if name.endswith("*")]
         self._stars = sorted(stars, key=lambda star: -len(star[0]))  # the longest beginning that fits
 
@@ -154,8 +157,9 @@ class Router:
             image_route.close()
 
 
-def _route(model: ModelSpec, upstreams: list[AnyUpstream], problems: list[str | None]) -> Route[AnyUpstream]:
-    targets = (Target(*parts, _condition(model.routing)) for parts in zip(model.deployments, upstreams, problems, strict=True))
+def _route(model: ModelSpec, upstreams: list[AnyUpstream], problems: list[str | None], costs: list[Pricing]) -> Route[AnyUpstream]:
+    parts = zip(model.deployments, upstreams, problems, costs, strict=True)
+    targets = (Target(*part, _condition(model.routing)) for part in parts)
     return Route(model, tuple(targets))
 
 

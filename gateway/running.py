@@ -23,6 +23,7 @@ from config.readiness import check, gather
 from config.schema import Settings
 from gateway import banner, startup
 from gateway.banner import EngineState, Line
+from gateway.output import through
 from gateway.reloading import Source
 from gateway.startup import CannotStart, Keys, Wishes
 from gateway.terminal import Terminal, open_terminal
@@ -88,7 +89,7 @@ def _run_api(wishes: Wishes, environ: Mapping[str, str], *, with_chat_app: bool)
         terminal.show(banner.opening(choice, check(settings, gather(settings, BUILTIN_MODELS, environ)), str(data_dir)))
         terminal.busy("starting the API and the chat app" if app else "starting the API")
         source = Source(choice.config_file, lambda: startup.choose(wishes, environ).settings, terminal.say)
-        return uvloop.run(_serve(_Plan(settings, source, data_dir, keys, listener, host, port, app, terminal)))
+        return uvloop.run(_serve(_Plan(settings, environ, source, data_dir, keys, listener, host, port, app, terminal)))
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class _Plan:
     """What `_serve` needs; everything in it has been checked."""
 
     settings: Settings
+    environ: Mapping[str, str] = field(repr=False)
     source: Source
     data_dir: Path
     keys: Keys
@@ -169,7 +171,9 @@ async def _serve(plan: _Plan) -> int:
             data_dir=plan.data_dir,
             keys=plan.keys.ring,
             listener=plan.listener,
+            environ=plan.environ,
             source=plan.source,
+            write=through(plan.terminal),
             on_ready=answers.set,
         )
     )

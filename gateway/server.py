@@ -9,19 +9,18 @@ import asyncio
 import gc
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
-from adapters.build import engine_specs
 from config.schema import Settings
-from gateway.app import create_app
 from gateway.auth import KeyRing
+from gateway.output import Write
 from gateway.reloading import Reloading, Source
+from gateway.service import service
 from gateway.upgrades import DeafToUpgrades
-from local_models.runtime import Runtime
 
 GRACE_S = 3  # for answers that still run when the gateway is told to stop
 ENGINES_GRACE_S = 2  # after which engines stop: what they worked on ends with an error event, before its connection is closed
@@ -41,19 +40,24 @@ async def serve(
     data_dir: Path,
     keys: KeyRing,
     listener: socket.socket,
+    environ: Mapping[str, str],
     source: Source | None = None,
+    write: Write | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve until SIGINT or SIGTERM; take the configuration over again when its file changes, and on SIGHUP. Returns the exit code."""
-    runtime = Runtime(engine_specs(settings), data_dir=data_dir)
-    app = create_app(settings, runtime, keys)
+    """Serve until SIGINT or SIGTERM; take the configuration over again when its file changes, and on SIGHUP. Returns the exit code.
+
+    write: takes the log's lines, as `gateway.observers.observers`.
+    """
+    whole = service(settings, data_dir=data_dir, keys=keys, environ=environ, write=write)
+    await whole.start()
     config = uvicorn.Config(
-        app,
+        whole.app,
         loop="uvloop",
         http=DeafToUpgrades,
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -65,7 +69,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told_to_stop.set)
-    reloading = Reloading(source, settings, app.reconfigure) if source else None
+    reloading = Reloading(source, settings, whole.take_over) if source else None
     watching = [asyncio.create_task(reloading.watch())] if reloading else []
     if reloading:
         loop.add_signal_handler(signal.SIGHUP, lambda: watching.append(asyncio.create_task(reloading.reload())))
@@ -79,14 +83,13 @@ async def serve(
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await asyncio.wait({serving}, timeout=ENGINES_GRACE_S)
-        await runtime.close()
+        await whole.runtime.close()
         await serving
     finally:
         for task in (stopping, *watching):
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
-        app.close()
-        await runtime.close()
+        await whole.close()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
     return 0

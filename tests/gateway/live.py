@@ -21,6 +21,7 @@ from config.schema import Settings
 from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
 from gateway.record import Sink
+from gateway.service import Service, service
 from gateway.upgrades import DeafToUpgrades
 from local_models.errors import StartFailed
 from local_models.launch import EngineSpec
@@ -69,6 +70,12 @@ class Live:
     runtime: Runtime
     port: int
     server: uvicorn.Server
+    serving: asyncio.Task[None]
+
+    async def stop(self) -> None:
+        """Return when it has ended."""
+        self.server.should_exit = True
+        await self.serving
 
     @property
     def base_url(self) -> str:
@@ -94,6 +101,33 @@ async def live_gateway(
 ) -> AsyncIterator[Live]:
     owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
     app = create_app(settings, owned, keys or KeyRing.of([KEY], "ask the operator"), sinks, routes)
+    async with _served(app, owned) as live:
+        try:
+            yield live
+        finally:
+            await live.stop()
+            app.close()
+            await owned.close()
+
+
+@asynccontextmanager
+async def whole_gateway(
+    settings: Settings, data_dir: Path, runtime: Runtime | None = None, *, keys: KeyRing | None = None, environ: Mapping[str, str] = {}
+) -> AsyncIterator[tuple[Live, Service]]:
+    """The same with everything that `tandem serve` has: usage, budgets, metrics, logs (to nowhere), traces if `environ` says so."""
+    ring = keys or KeyRing.of([KEY], "ask the operator")
+    whole = service(settings, data_dir=data_dir, keys=ring, environ=environ, write=lambda _: None, runtime=runtime)
+    await whole.start()
+    async with _served(whole.app, whole.runtime) as live:
+        try:
+            yield live, whole
+        finally:
+            await live.stop()
+            await whole.close()
+
+
+@asynccontextmanager
+async def _served(app: Gateway, runtime: Runtime) -> AsyncIterator[Live]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
@@ -104,12 +138,8 @@ async def live_gateway(
     while not server.started:
         await asyncio.sleep(0.005)
     try:
-        yield Live(app, owned, listener.getsockname()[1], server)
+        yield Live(app, runtime, listener.getsockname()[1], server, serving)
     finally:
-        server.should_exit = True
-        await serving
-        app.close()
-        await owned.close()
         listener.close()
 
 

@@ -1,8 +1,11 @@
 """What the demo chat model says about Tandem is true: commands, options, configuration keys and routes exist as the answers name them."""
 
+import argparse
 import contextlib
 import re
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -11,10 +14,11 @@ from pydantic import BaseModel
 
 from config.loader import profile_names
 from config.schema import ConfigFile
+from gateway.auth import load_or_create_keys
 from gateway.cli import parser
 from gateway.image_request import ImageRequest
 from local_models.demo.tandem_facts import Topic, load_topics
-from tests.gateway.live import chat_settings, live_gateway
+from tests.gateway.live import KEY, chat_settings, whole_gateway
 
 TOPICS = load_topics("tandem")
 by_topic = pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.about)
@@ -68,12 +72,14 @@ def test_every_configuration_key_of_an_answer_is_in_the_schema(topic: Topic) -> 
 
 @by_topic
 def test_every_route_of_an_answer_is_listed(topic: Topic) -> None:
-    named = set(re.findall(r"(?<![\w:.\d])/(?:v1/[a-z/_]+|healthz|readyz|openapi\.json)", topic.answer))
+    named = set(re.findall(r"(?<![\w:.\d])/(?:v1/[a-z/_]+|metrics|healthz|readyz|openapi\.json)", topic.answer))
     assert {path for path in named if not any(path.rstrip("/") in route for route in topic.routes)} == set()
 
 
-async def test_every_listed_route_is_served() -> None:
-    async with live_gateway(chat_settings("http://127.0.0.1:9/v1")) as live, live.http() as client:
+async def test_every_listed_route_is_served(tmp_path: Path) -> None:
+    keys, _ = load_or_create_keys(tmp_path, {"TANDEM_API_KEY": KEY})
+    settings = chat_settings("http://127.0.0.1:9/v1")
+    async with whole_gateway(settings, tmp_path, keys=keys) as (live, _), live.http() as client:
         for method, path in sorted({(method, path) for topic in TOPICS for method, path in map(str.split, topic.routes)}):
             answer = await client.request(method, path)
             assert answer.status_code not in (404, 405), (method, path)
@@ -92,12 +98,16 @@ _REQUEST_FIELDS = {
 def _help() -> str:
     from gateway import cli
 
-    top = cli.parser()
-    texts = [top.format_help()]
-    for action in top._actions:
+    return "\n".join(_texts(cli.parser()))
+
+
+def _texts(command: argparse.ArgumentParser) -> Iterator[str]:
+    """The help of a command and of those below it."""
+    yield command.format_help()
+    for action in command._actions:
         if isinstance(action.choices, dict):
-            texts += [command.format_help() for command in action.choices.values()]
-    return "\n".join(texts)
+            for below in action.choices.values():
+                yield from _texts(below)
 
 
 def _keys(model: Any, path: list[str]) -> bool:
