@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,12 +16,11 @@ import httpx
 import pytest
 from fastapi import APIRouter
 
-from adapters.usage import Usage
 from config.schema import Settings
 from gateway.auth import KeyRing
 from gateway.metrics import Readings
 from gateway.observers import Observers, observers
-from gateway.record import Attempt, RequestRecord
+from gateway.record import RequestRecord
 from tests.gateway.live import KEY, Live, chat_settings, live_gateway
 from tests.gateway.records import CHAT
 from tests.otlp_collector import Collector, otlp_collector
@@ -37,7 +35,7 @@ BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": f
 
 @dataclass
 class Watch:
-    """observers: what the gateway is to be given; lines: what they logged; fed: requests that they were told of."""
+    """observers: what the gateway is given; lines: what they logged; fed: requests that they were told of."""
 
     settings: Settings
     observers: Observers
@@ -46,10 +44,9 @@ class Watch:
     fed: int = 0
     scrape: bytes = b""
 
-    def feed(self, record: RequestRecord) -> None:
+    def count(self, record: RequestRecord) -> None:
+        """A sink."""
         self.fed += 1
-        for sink in self.observers.sinks:
-            sink(record)
 
     async def written(self) -> dict[str, bytes]:
         """All that was written down, by place. Ends the watching."""
@@ -86,34 +83,16 @@ def breaking() -> APIRouter:
 async def gateway_under(watching: Watch) -> AsyncIterator[Live]:
     """A gateway that is watched."""
     routes = [watching.observers.routes(KeyRing.of([KEY], "ask the operator").check), breaking()]
-    async with live_gateway(watching.settings, routes=routes) as live:
+    async with live_gateway(watching.settings, routes=routes, sinks=[*watching.observers.sinks, watching.count]) as live:
         yield live
 
 
-async def ask(http: httpx.AsyncClient, watching: Watch, body: dict[str, Any] = BODY, **headers: str) -> httpx.Response:
-    """Send it with a secret in a header of the client's own, and tell the sinks what came of it."""
-    given = {"x-custom": HEADER, "cookie": f"session={HEADER}"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    reply = await http.post(CHAT, json=body, headers=given)
-    error = reply.json().get("error", {}) if reply.headers["content-type"] == "application/json" else {}
-    code = error.get("code")
-    watching.feed(
-        RequestRecord(
-            request_id=reply.headers["x-request-id"],
-            route=CHAT,
-            started_at=time.time(),
-            traceparent=f"00-{HEADER}",
-            model=str(body["model"]),
-            upstream=reply.headers.get("x-tandem-upstream", ""),
-            upstream_model="vendor/up0",
-            attempts=[Attempt("up0", "vendor/up0", 0.1, code)],
-            status=reply.status_code,
-            outcome="failed" if code else "ok",
-            error_code=code,
-            duration_s=0.1,
-            usage=Usage(1, 2),
-        )
-    )
-    return reply
+async def ask(http: httpx.AsyncClient, body: dict[str, Any] = BODY, **headers: str) -> httpx.Response:
+    """Send it with a secret in headers of the client's own."""
+    given = {"x-custom": HEADER, "cookie": f"session={HEADER}", "traceparent": f"00-{HEADER}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    return await http.post(CHAT, json=body, headers=given)
 
 
 def secret_settings(base_url: str, layout: str) -> Settings:
@@ -139,6 +118,14 @@ async def fails_in_a_stream(request: Request, exchange: Exchange) -> None:
     await exchange.end_stream()
 
 
+async def fails_after_content(request: Request, exchange: Exchange) -> None:
+    await exchange.start_stream()
+    await exchange.events({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "x"}}]})
+    await asyncio.sleep(0.05)  # in one read with the content, the error would come before anything has been passed on
+    await exchange.events({"error": {"message": repeated(request), "code": TOLD}})
+    await exchange.end_stream()
+
+
 async def talks_nonsense(request: Request, exchange: Exchange) -> None:
     await exchange.json(200, f"<html>{repeated(request)}</html>".encode())
 
@@ -156,34 +143,35 @@ def repeated(request: Request) -> str:
     return f"cannot do {request.json['messages'][0]['content']} for {request.headers['authorization']}; {TOLD}"
 
 
-Asking = Callable[[httpx.AsyncClient, Watch], Awaitable[httpx.Response]]
+Asking = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
 
 
-async def plain(http: httpx.AsyncClient, watching: Watch) -> httpx.Response:
-    return await ask(http, watching)
+async def plain(http: httpx.AsyncClient) -> httpx.Response:
+    return await ask(http)
 
 
-async def streamed(http: httpx.AsyncClient, watching: Watch) -> httpx.Response:
-    return await ask(http, watching, BODY | {"stream": True})
+async def streamed(http: httpx.AsyncClient) -> httpx.Response:
+    return await ask(http, BODY | {"stream": True})
 
 
-async def with_wrong_key(http: httpx.AsyncClient, watching: Watch) -> httpx.Response:
-    return await ask(http, watching, authorization=f"Bearer {API_KEY}")
+async def with_wrong_key(http: httpx.AsyncClient) -> httpx.Response:
+    return await ask(http, authorization=f"Bearer {API_KEY}")
 
 
-async def with_wrong_x_api_key(http: httpx.AsyncClient, watching: Watch) -> httpx.Response:
+async def with_wrong_x_api_key(http: httpx.AsyncClient) -> httpx.Response:
     del http.headers["authorization"]
-    return await ask(http, watching, x_api_key=X_API_KEY)
+    return await ask(http, x_api_key=X_API_KEY)
 
 
-async def for_an_unknown_model(http: httpx.AsyncClient, watching: Watch) -> httpx.Response:
-    return await ask(http, watching, BODY | {"model": PROMPT})
+async def for_an_unknown_model(http: httpx.AsyncClient) -> httpx.Response:
+    return await ask(http, BODY | {"model": PROMPT})
 
 
 CASES: list[tuple[Scenario, Asking, int]] = [
     (answers, plain, 200),
     (streams, streamed, 200),
     (fails_in_a_stream, streamed, 502),
+    (fails_after_content, streamed, 200),
     (talks_nonsense, plain, 502),
     *(
         (refuses(status), asking, 502 if status in (401, 402, 403) else status)
@@ -201,7 +189,7 @@ CASES: list[tuple[Scenario, Asking, int]] = [
 async def test_no_secret_is_written_down(scenario: Scenario, asking: Asking, status: int, layout: str) -> None:
     async with scripted_upstream(scenario) as upstream, watch(secret_settings(upstream.base_url, layout)) as watching:
         async with gateway_under(watching) as live, live.http() as http:
-            reply = await asking(http, watching)
+            reply = await asking(http)
             watching.scrape = (await http.get("/metrics", headers={"authorization": f"Bearer {KEY}"})).content
         assert reply.status_code == status
         for secret in (UPSTREAM_KEY, API_KEY, X_API_KEY, HEADER):
@@ -232,7 +220,7 @@ async def test_an_exceptions_message_is_not_written_down_but_its_place_is(layout
 async def test_the_two_logs_are_lines_of_one_shape() -> None:
     async with scripted_upstream(refuses(500)) as upstream, watch(secret_settings(upstream.base_url, "json")) as watching:
         async with gateway_under(watching) as live, live.http() as http:
-            reply = await ask(http, watching)
+            reply = await ask(http)
         lines = [json.loads(line) for line in (await watching.written())["log"].decode().splitlines()]
     by_logger = {line["logger"]: line for line in lines}
     assert set(by_logger) >= {"tandem.access", "tandem.chat"}

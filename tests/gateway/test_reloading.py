@@ -79,9 +79,12 @@ async def test_hundreds_of_requests_and_many_swaps_lose_none() -> None:
             return (await http.post("/v1/chat/completions", json=body)).status_code
 
         asking = [asyncio.create_task(ask()) for _ in range(200)]
-        for number in range(20):
-            live.app.reconfigure(chat_settings((one, two)[number % 2].base_url))
+        swaps = 0
+        while not all(request.done() for request in asking):
+            swaps += 1
+            live.app.reconfigure(chat_settings((one, two)[swaps % 2].base_url))
             await asyncio.sleep(0.01)
+        assert swaps > 2
         assert await asyncio.gather(*asking) == [200] * 200
         assert two.asked
 
