@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from gateway.admission import Admission
-from gateway.usage_store import Spent, StoreUnavailable
+from gateway.usage_totals import Spent, StoreUnavailable
 
 WAIT_S = 3.0  # a store that is slower must not hold up the start
 log = logging.getLogger("tandem.usage")

@@ -9,12 +9,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from config.schema import Settings
 from gateway.record import RequestRecord
-from gateway.usage_store import Group, Spent, StoreUnavailable, Total, UsageStore, store_at
+from gateway.usage_totals import Group, Spent, StoreUnavailable, Total
 from gateway.usage_writer import UsageWriter
+
+if TYPE_CHECKING:
+    from gateway.usage_store import UsageStore
 
 READERS = 2  # threads of their own: a store that hangs must not take those that look up addresses
 MAX_READS = 16  # at a time; one more is refused at once
@@ -69,6 +72,8 @@ class UsageLedger:
 
 def open_usage(settings: Settings, data_dir: Path) -> UsageLedger:
     """The ledger of this configuration, its writer running."""
+    from gateway.usage_store import store_at  # SQLAlchemy is imported when serving starts, not with the gateway's modules
+
     store = store_at(settings.usage, data_dir)
     writer = UsageWriter(store, queue_size=settings.usage.queue_size, retention_days=settings.usage.retention_days)
     writer.start()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from gateway.errors import from_validation, invalid
-from gateway.usage_rows import DAY_S
+from gateway.usage_totals import DAY_S
 
 MAX_DAYS = 366
 DEFAULT_DAYS = 30

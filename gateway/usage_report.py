@@ -14,7 +14,8 @@ from typing import Any
 
 from config.schema import Settings
 from gateway.startup import CannotStart
-from gateway.usage_store import GROUPS, Group, StoreUnavailable, Total, UsageStore, store_at
+from gateway.usage_store import UsageStore, store_at
+from gateway.usage_totals import GROUPS, Group, StoreUnavailable, Total
 
 _SPAN = re.compile(r"([1-9]\d{0,5})([dh])")
 _HEADINGS = {"day": "day", "key_id": "key", "model": "model"}

@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from gateway import usage_query
 from gateway.errors import GatewayError, unavailable
 from gateway.usage_query import UsageQuery
-from gateway.usage_rows import DAY_S
-from gateway.usage_store import Group, StoreUnavailable, Total
+from gateway.usage_totals import DAY_S, Group, StoreUnavailable, Total
 
 RETRY_AFTER_S = 5
 

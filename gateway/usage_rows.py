@@ -14,8 +14,8 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Meta
 
 from adapters.usage import Usage
 from gateway.record import RequestRecord
+from gateway.usage_totals import DAY_S
 
-DAY_S = 86_400
 MAX_TEXT = 512  # characters of a column; nothing that is stored here is legitimately longer
 MAX_COUNT = 10**12  # of tokens: sums of far more rows than a disk holds stay within 64 bits
 

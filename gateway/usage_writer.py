@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.record import RequestRecord
-from gateway.usage_rows import DAY_S, Row, row_of
-from gateway.usage_store import RowsRefused, StoreUnavailable
+from gateway.usage_totals import DAY_S, RowsRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from gateway.usage_rows import Row
 
 BATCH_ROWS = 250  # in one transaction; more would hold Python's lock for milliseconds
 GATHER_S = 0.2  # between one batch and the next, so that a quiet gateway does not commit row by row
@@ -133,6 +135,8 @@ class UsageWriter:
 
     def _take(self) -> bool:
         """Have a batch in hand. False where nothing waits."""
+        from gateway.usage_rows import row_of  # with SQLAlchemy, which the store has imported by now
+
         while len(self._in_hand) < BATCH_ROWS and self._queue:
             record = self._queue.popleft()
             try:

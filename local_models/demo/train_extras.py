@@ -29,7 +29,7 @@ from local_models.demo.training import Average, Budget, Run, learn, trained, use
 from local_models.demo.world import moved, render, training_scene
 
 CONTROLNET_STEPS, CONTROLNET_PEAK_RATE = 1500, 6e-4
-LORA_STEPS, LORA_PEAK_RATE, LORA_RANK = 500, 2e-3, 8
+LORA_STEPS, LORA_PEAK_RATE, LORA_RANK = 900, 2e-3, 32
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_in", "conv_out"]
 EMPTY_PROMPT_SHARE = 0.1
 _BATCH = 24

@@ -19,7 +19,8 @@ from gateway import usage
 from gateway.errors import GatewayError, unauthorized
 from gateway.usage import UsageLedger, open_usage
 from gateway.usage_routes import usage_routes
-from gateway.usage_store import FILE, StoreUnavailable, Total
+from gateway.usage_store import FILE
+from gateway.usage_totals import StoreUnavailable, Total
 from tests.gateway.live import chat_settings
 from tests.gateway.usage_records import DAY, NOON, eventually, record
 

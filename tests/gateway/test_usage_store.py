@@ -15,7 +15,8 @@ from adapters.usage import Usage
 from config.schema import UsageSpec
 from gateway.record import RequestRecord
 from gateway.usage_rows import REQUESTS, Row, row_of
-from gateway.usage_store import FILE, RowsRefused, Spent, StoreUnavailable, UsageStore, store_at
+from gateway.usage_store import FILE, UsageStore, store_at
+from gateway.usage_totals import RowsRefused, Spent, StoreUnavailable
 from tests.gateway.postgres import Cluster, cluster
 from tests.gateway.usage_records import DAY, NOON, record
 

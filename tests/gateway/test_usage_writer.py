@@ -16,7 +16,8 @@ import pytest
 
 from gateway.cli import PROJECT
 from gateway.usage_rows import REQUESTS, Row
-from gateway.usage_store import FILE, RowsRefused, StoreUnavailable, UsageStore
+from gateway.usage_store import FILE, UsageStore
+from gateway.usage_totals import RowsRefused, StoreUnavailable
 from gateway.usage_writer import BATCH_ROWS, LONGEST_PAUSE_S, REPORT_S, UsageWriter, pause_s
 from tests.gateway.postgres import Cluster, cluster
 from tests.gateway.usage_records import DAY, NOON, eventually, record
