@@ -419,6 +419,8 @@ class ServerSpec(_Spec):
     """TCP port; 0 takes any free one. Default 8000."""
     max_body_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
     """Largest request body in bytes. Default 20971520 (20 MiB)."""
+    shutdown_grace_s: int = Field(default=3, ge=1, le=3600)
+    """Seconds that running answers get to finish when Tandem is told to stop; then they end with an error event. Default 3."""
     metrics_without_key: bool = False
     """Whether GET /metrics, which names models and upstreams and says how much they are used, answers without an API key. Default false."""
 

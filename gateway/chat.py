@@ -27,7 +27,7 @@ from gateway.chat_request import check_for_model, expected_tokens, parse, prompt
 from gateway.client_stream import ClientStream
 from gateway.departure import Departure
 from gateway.errors import GatewayError, shutting_down, to_gateway_error
-from gateway.record import RequestRecord, Sink, note_failure
+from gateway.record import RequestRecord, Sink, note_departure, note_failure
 from gateway.respond import RawHeaders, send_error, send_json
 from gateway.routing import Route, Router, Target
 from gateway.server_timing import HEADER as TIMING_HEADER
@@ -75,7 +75,7 @@ class ChatCompletions:
             await send_error(send, error, headers)
             return
         except ClientDisconnect:
-            record.outcome = "client_left"
+            note_departure(record)
             return
         headers += admitted.headers
         call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest)
@@ -87,7 +87,7 @@ class ChatCompletions:
                 else:
                     await exchange.complete(send, headers)
             if departure.gone:
-                record.outcome = "client_left"
+                note_departure(record)
             exchange.note_answer()
         finally:
             admitted.release(record.usage.total_tokens if record.usage else 0, record.cost_usd)

@@ -27,7 +27,7 @@ from gateway.departure import Departure
 from gateway.errors import to_gateway_error
 from gateway.image_request import ImageRequest
 from gateway.jobs import ImageJob, JobQueue
-from gateway.record import RequestRecord, Sink, note_failure
+from gateway.record import CLIENT_LEFT, RequestRecord, Sink, note_departure, note_failure
 from gateway.routing import Route, Router
 from local_models.runtime import Runtime
 
@@ -58,8 +58,8 @@ def image_routes(door: ImageDoor) -> APIRouter:
         try:
             return await _generate(door, request, visit)
         except ClientDisconnect:
-            visit.record.outcome = "client_left"
-            return Response(status_code=499)  # nobody reads it
+            note_departure(visit.record)
+            return Response(status_code=CLIENT_LEFT)  # nobody reads it
         except Exception as error:
             note_failure(visit.record, to_gateway_error(error))
             raise
@@ -90,8 +90,8 @@ async def _generate(door: ImageDoor, request: Request, visit: _Visit) -> Respons
             return reply
         first = await anext(events)  # a job that cannot start is refused with its real status
         return _Events(visit, first, events, headers)
-    record.outcome = "client_left"
-    return Response(status_code=499)  # nobody reads it
+    note_departure(record)
+    return Response(status_code=CLIENT_LEFT)  # nobody reads it
 
 
 def _job(asked: ImageRequest, route: Route[ImageUpstream]) -> ImageJob:

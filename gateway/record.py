@@ -16,6 +16,8 @@ from gateway.errors import GatewayError
 # ok: answered in full. failed: with an error, before or after content. client_left: nobody reads it any more.
 Outcome: TypeAlias = Literal["ok", "failed", "client_left"]
 
+CLIENT_LEFT = 499  # nginx's status for it
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -69,3 +71,10 @@ Sink: TypeAlias = Callable[[RequestRecord], None]
 
 def note_failure(record: RequestRecord, failure: GatewayError) -> None:
     record.outcome, record.status, record.error_code = "failed", failure.status, failure.code
+
+
+def note_departure(record: RequestRecord) -> None:
+    """Its client has left: what could not be told any more is no failure. 499 where nothing had been sent; nobody sees that but the log."""
+    record.outcome, record.error_code = "client_left", None
+    if record.status != 200:
+        record.status = CLIENT_LEFT

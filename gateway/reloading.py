@@ -67,6 +67,7 @@ def needs_restart(before: Settings, after: Settings) -> list[str]:
     keys = {
         "server.host": (before.server.host, after.server.host),
         "server.port": (before.server.port, after.server.port),
+        "server.shutdown_grace_s": (before.server.shutdown_grace_s, after.server.shutdown_grace_s),
         "chat_app.port": (before.chat_app.port, after.chat_app.port),
     }
     return [key for key, (old, new) in keys.items() if old != new]

@@ -22,8 +22,7 @@ from gateway.reloading import Reloading, Source
 from gateway.service import service
 from gateway.upgrades import DeafToUpgrades
 
-GRACE_S = 3  # for answers that still run when the gateway is told to stop
-ENGINES_GRACE_S = 2  # after which engines stop: what they worked on ends with an error event, before its connection is closed
+ENGINES_FIRST_S = 1  # before the grace is over engines stop: what they worked on ends with an error event, before its connection is closed
 
 
 class _Server(uvicorn.Server):
@@ -51,6 +50,7 @@ async def serve(
     """
     whole = service(settings, data_dir=data_dir, keys=keys, environ=environ, write=write)
     await whole.start()
+    grace_s = settings.server.shutdown_grace_s
     config = uvicorn.Config(
         whole.app,
         loop="uvloop",
@@ -61,7 +61,7 @@ async def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=grace_s,
         timeout_keep_alive=75,
     )
     server = _Server(config)
@@ -82,7 +82,7 @@ async def serve(
         on_ready()
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
-        await asyncio.wait({serving}, timeout=ENGINES_GRACE_S)
+        await asyncio.wait({serving}, timeout=grace_s - ENGINES_FIRST_S)
         await whole.runtime.close()
         await serving
     finally:

@@ -57,7 +57,10 @@ class TestErrors:
         [
             ("server: {port: 1}\nmodles: []\n", "tandem.yaml:2: unknown key 'modles' (did you mean 'models'?)"),
             ("server:\n  port: 1\n  prot: 2\n", "tandem.yaml:3: unknown key 'prot' (did you mean 'port'?)"),
-            ("server:\n  zzz: 2\n", "tandem.yaml:2: unknown key 'zzz' (known here: host, port, max_body_bytes, metrics_without_key)"),
+            (
+                "server:\n  zzz: 2\n",
+                "tandem.yaml:2: unknown key 'zzz' (known here: host, port, max_body_bytes, shutdown_grace_s, metrics_without_key)",
+            ),
             ("profile: demo\n", "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app, usage, log)"),
             ("chat_app: {prt: 1}\n", "tandem.yaml:1: unknown key 'prt' (did you mean 'port'?)"),
             (

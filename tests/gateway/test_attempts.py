@@ -321,4 +321,5 @@ async def test_a_record_says_that_the_client_has_left() -> None:
             await stream.close()
         while not records:
             await asyncio.sleep(0.001)
-    assert (records[0].outcome, records[0].attempts[0].error) == ("client_left", "cancelled")
+    (record,) = records
+    assert (record.outcome, record.status, record.error_code, record.attempts[0].error) == ("client_left", 200, None, "cancelled")
