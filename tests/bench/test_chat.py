@@ -21,7 +21,7 @@ from bench.chat.programs import Programs
 from bench.chat.results import Pace, Plan, Streams
 from tests.bench.running import needs_compiler, upstream
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 PLAN = Plan(seconds=1, connections=4, hundred=Pace(10, 50), many=Pace(20, 20), dense=Pace(30, 50), ramp_ms=100, grace_s=30)
 

@@ -17,6 +17,8 @@ from bench.chat.processes import choose_cores
 from gateway.cli import PROJECT
 from tests.bench.running import LIMIT_S, needs_compiler
 
+pytestmark = pytest.mark.slow
+
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "gateway.cli", "bench", "chat", *arguments]

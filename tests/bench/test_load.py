@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from bench.chat.programs import Programs
 from bench.chat.results import Streams, read_requests, read_streams
 from tests.bench.running import needs_compiler, run_load
 from tests.scripted_upstream import Exchange, Request, Scenario, answering, chunk, failing, scripted_upstream
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 
 def token(sequence: int) -> str:

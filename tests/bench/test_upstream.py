@@ -14,7 +14,7 @@ import pytest
 from bench.chat.programs import Programs
 from tests.bench.running import needs_compiler, upstream
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 CHAT = "/v1/chat/completions"
 

@@ -1,9 +1,7 @@
 """The shipped demo models are as good as the model cards say: the evaluation's table, with the least share of right answers in each row.
 
-TANDEM_TEST_QUALITY=1 asks everything (some minutes); otherwise a part of it. Run alone: pytest tests/local_models/demo/test_quality.py -s
+It takes some minutes: ./tandem test -m slow tests/local_models/demo/test_quality.py -s
 """
-
-import os
 
 import pytest
 
@@ -11,8 +9,12 @@ from local_models.demo.build import WEIGHTS
 from local_models.demo.evaluate import measure
 from local_models.demo.measured import Row
 
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.usefixtures("one_thread")]
-SHARE = 1.0 if os.environ.get("TANDEM_TEST_QUALITY") == "1" else 0.25
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
+SHARE = 1.0
 
 
 # Where the shipped weights do not reach the threshold yet: or only just: a share below which they must not fall.
@@ -41,7 +43,7 @@ NOT_YET = {
 }
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("model", ["image", "chat"])
 def test_the_demo_models_reach_their_thresholds(model: str) -> None:
     rows = []
