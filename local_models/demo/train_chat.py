@@ -28,9 +28,10 @@ STEPS, PEAK_RATE = 9000, 2e-3
 BATCH_TOKENS = 2560
 PICTURE_BATCH = 26
 INTENT_WEIGHT = 0.5
+# An answer known by heart is decided by its first tokens; the many that follow would drown what they have to teach.
+DECIDING, DECIDING_WEIGHT = 8, 4.0
 DROPOUT = 0.1
 READING_FIRST = 0.32  # of the budget
-READING_BATCH = 80
 CUT = 0.15  # of the words' pieces in a question
 _SORTED_TOGETHER = 240
 _CHUNK = 32  # lengths are rounded up to this when a batch is filled
@@ -183,7 +184,9 @@ class Batch:
         learnt = self.labels != _IGNORED
         loss: torch.Tensor = states.new_zeros(())
         if bool(learnt.any()):
-            loss = F.cross_entropy(model.lm_head(states[learnt]).float(), self.labels[learnt])
+            losses = F.cross_entropy(model.lm_head(states[learnt]).float(), self.labels[learnt], reduction="none")
+            weights = torch.where(learnt.cumsum(1)[learnt] <= DECIDING, DECIDING_WEIGHT, 1.0)
+            loss = (losses * weights).sum() / weights.sum()
         if bool((self.intents != _IGNORED).any()):
             loss = loss + INTENT_WEIGHT * intents.loss(states[torch.arange(len(self.ends)), self.ends], self.intents)
         return loss
@@ -197,7 +200,7 @@ class Batches:
         self._intents = intents
         self._seed = seed
         self._processor = chat_model.build_image_processor()
-        self._waiting: dict[str, list[list[Encoded]]] = {"answers": [], "skills": []}
+        self._waiting: dict[str, list[list[Encoded]]] = {"answers": [], "skills": [], "questions": []}
 
     def at(self, step: int, fraction: float) -> Batch:
         """fraction: of the budget. At first questions are only read, beside skills that no text known by heart can show."""
@@ -205,16 +208,17 @@ class Batches:
         kind = (_FIRST if fraction < READING_FIRST else _THEN)[step % 8]
         if kind == "pictures":
             return self._with_pictures(self._encoded(chat_data.picture_example, PICTURE_BATCH, rng), rng)
-        if kind == "questions":
-            items = self._known(READING_BATCH, rng)
-            return collate([replace(item, ids=item.ids[: item.read]) for item in items], self._intents)
         waiting = self._waiting[kind]
         if not waiting:
-            known = kind == "answers"
-            items = self._known(_SORTED_TOGETHER, rng) if known else self._encoded(chat_data.skill_example, _SORTED_TOGETHER, rng)
-            waiting += _by_length(items)
+            waiting += _by_length(self._made(kind, rng))
             rng.shuffle(waiting)
         return collate(waiting.pop(), self._intents)
+
+    def _made(self, kind: str, rng: random.Random) -> list[Encoded]:
+        if kind == "skills":
+            return self._encoded(chat_data.skill_example, _SORTED_TOGETHER, rng)
+        items = self._known(_SORTED_TOGETHER, rng)
+        return items if kind == "answers" else [replace(item, ids=item.ids[: item.read]) for item in items]
 
     def _known(self, count: int, rng: random.Random) -> list[Encoded]:
         return [cut_finer(self._tokenizer, item, rng) for item in self._encoded(chat_data.known_example, count, rng)]
