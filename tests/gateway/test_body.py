@@ -43,7 +43,7 @@ async def test_parts_that_take_their_time_are_one_body() -> None:
 async def test_a_body_that_stops_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "PART_S", 0.01)
     arriving = Arriving(part(b"ab"))
-    with pytest.raises(GatewayError, match="nothing more of it came within 0.01 s") as caught:
+    with pytest.raises(GatewayError, match=r"nothing more of it came within 0\.01 s") as caught:
         await read_body(SCOPE, arriving, 10)
     assert (caught.value.status, caught.value.code, arriving.waited) == (408, "request_timeout", 2)
 
