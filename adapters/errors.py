@@ -6,6 +6,7 @@ credentials changes class (502), since the client cannot mend it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import orjson
 
 UNREACHABLE, DISCONNECTED, TIMED_OUT = "upstream_unreachable", "upstream_disconnected", "upstream_timeout"
 MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
+NAME_LIMIT = 128  # of its code, type and param
 # Headers of an error that a client's back-off depends on (openai-python reads the first three), by their beginnings.
 BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-ratelimit-")
 # The type names OpenAI uses for a status; everything else is "api_error".
@@ -28,6 +30,13 @@ _STATUS_OF_TYPE = {
     "authentication": 401, "payment_required": 402, "permission_denied": 403, "content_policy_violation": 403, "not_found": 404,
     "rate_limit_exceeded": 429, "provider_overloaded": 503, "provider_unavailable": 502, "timeout": 504, "server": 500,
 }  # fmt: skip
+# The `type` of an error inside a 200 that gives neither. Source: Anthropic's and OpenAI's documents of errors.
+_STATUS_OF_KIND = {
+    "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403, "not_found_error": 404,
+    "conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429, "timeout_error": 504, "overloaded_error": 529,
+}  # fmt: skip
+# A 429 that waiting does not mend: what the account may spend is spent.
+_SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "enforced_spend_limit_reached"})
 _TOO_LONG = frozenset({"context_length_exceeded", "max_tokens_exceeded", "token_limit_exceeded", "string_too_long"})
 _MODERATED = frozenset({"content_filter", "content_policy_violation"})
 _SAYS_TOO_LONG = "maximum context length"  # vLLM and many others give no code. Source: vLLM, serving errors
@@ -91,7 +100,7 @@ def excerpt(data: bytes, secret: str | None) -> str:
 
 def from_document(upstream: str, document: Mapping[str, Any], secret: str | None) -> UpstreamError | None:
     """The error inside a reply or a frame that came under HTTP 200, or None where there is none."""
-    error = document.get("error")
+    error = document.get("error") or (document if document.get("object") == "error" else None)  # vLLM's older form has no `error`
     if not error:
         error = _choice_error(document)
     if not error:
@@ -122,27 +131,39 @@ def _choice_error(document: Mapping[str, Any]) -> Any:
 def _status_of(error: Any) -> int:
     if not isinstance(error, dict):
         return 502
-    metadata = error.get("metadata")
-    kind = metadata.get("error_type") if isinstance(metadata, dict) else None
-    if isinstance(kind, str) and kind in _STATUS_OF_TYPE:
-        return _STATUS_OF_TYPE[kind]
     code = error.get("code")
-    if isinstance(code, str) and re.fullmatch("[45][0-9]{2}", code):
-        code = int(code)
-    return code if isinstance(code, int) and 400 <= code <= 599 else 502
+    for kind in (_part(error, "metadata").get("error_type"), error.get("error_type"), code):
+        if isinstance(kind, str) and kind in _STATUS_OF_TYPE:
+            return _STATUS_OF_TYPE[kind]
+    for number in (code, error.get("http_status")):
+        if isinstance(number, str) and re.fullmatch("[45][0-9]{2}", number):
+            return int(number)
+        if isinstance(number, int) and 400 <= number <= 599:
+            return number
+    kind = error.get("type")
+    return _STATUS_OF_KIND.get(kind, 502) if isinstance(kind, str) else 502
+
+
+def _part(error: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object inside an error, empty where it is missing or something else."""
+    part = error.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _build(upstream: str, status: int, document: Any, headers: dict[bytes, bytes], secret: str | None) -> UpstreamError:
     message, kind, code, param, moderated = _read(document, status)
-    if secret:
-        message = message.replace(secret, "***")
-    message = message[:MESSAGE_LIMIT]
-    if status in (401, 402) or (status == 403 and not moderated):
+    error = _part(document, "error") if isinstance(document, dict) else {}
+    availability = _part(error, "availability")
+    headers = _advised(error, availability, code, status, headers)
+    message = _without(secret, message)[:MESSAGE_LIMIT]
+    kind, code, param = (text and _without(secret, text)[:NAME_LIMIT] for text in (kind, code, param))
+    if status in (401, 402, 407) or (status == 403 and not moderated):
         reason = "has no credits left" if status == 402 else "refused the gateway's credentials"
         code = "upstream_payment_required" if status == 402 else "upstream_auth_failed"
         text = f"upstream '{upstream}' {reason} (HTTP {status}): {message}"
         return UpstreamError(502, text, code, headers=headers | {b"x-should-retry": b"false"})
-    fallback = status not in _CLIENT_FAULTS and not moderated
+    # What an upstream says of a model's availability holds for that upstream, whatever the status.
+    fallback = (status not in _CLIENT_FAULTS or bool(availability)) and not moderated
     if code is None and status in (400, 413, 422) and _SAYS_TOO_LONG in message:
         code = "context_length_exceeded"
     if moderated and code not in _MODERATED:
@@ -151,20 +172,34 @@ def _build(upstream: str, status: int, document: Any, headers: dict[bytes, bytes
     return UpstreamError(status, message, code or f"upstream_http_{status}", kind, param, fallback, headers)
 
 
+def _without(secret: str | None, text: str) -> str:
+    return text.replace(secret, "***") if secret else text
+
+
+def _advised(
+    error: Mapping[str, Any], availability: Mapping[str, Any], code: str | None, status: int, headers: dict[bytes, bytes]
+) -> dict[bytes, bytes]:
+    """`headers` with what only the body says of trying again."""
+    wait_s = availability.get("retry_after")
+    if isinstance(wait_s, int | float) and not headers.keys() & {b"retry-after", b"retry-after-ms"}:
+        headers = headers | {b"retry-after": b"%d" % max(0, math.ceil(wait_s))}
+    spent = code in _SPENT or _part(error, "details").get("error_code") in _SPENT
+    return headers | {b"x-should-retry": b"false"} if spent and status == 429 else headers
+
+
 def _read(document: Any, status: int) -> tuple[str, str | None, str | None, str | None, bool]:
     """(message, type, code, param, moderated) of any shape: OpenAI's, vLLM's (integer code, string error), FastAPI's `detail`, text."""
     error = (document.get("error") or document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
-        return str(error), None, None, None, False
+        return str(error or f"HTTP {status}"), None, None, None, False
     message = error.get("message") or error.get("detail") or error.get("msg") or f"HTTP {status}"
     if not isinstance(message, str):
         message = orjson.dumps(message).decode()
-    metadata = error.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    metadata = _part(error, "metadata")
     raw = metadata.get("raw")
     if isinstance(raw, str) and raw and raw not in message:
         message = f"{message}: {raw}"
-    code = metadata.get("error_type") or error.get("code")
+    code = metadata.get("error_type") or error.get("code") or _part(error, "availability").get("code") or error.get("error_type")
     code = code if isinstance(code, str) and not code.isdigit() else None
     kind = error.get("type")
     param = error.get("param")

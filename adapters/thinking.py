@@ -47,7 +47,11 @@ def asked_for(fields: Mapping[str, Any]) -> Thinking:
         if not isinstance(reasoning, dict):
             raise ThinkingFieldError(f'reasoning must be an object such as {{"enabled": false}}, not {shown(reasoning)}', "reasoning")
         if reasoning.get("effort") is not None:
-            effort = _effort(reasoning["effort"], "reasoning.effort")
+            nested = _effort(reasoning["effort"], "reasoning.effort")
+            if effort not in (None, nested):
+                message = f"reasoning_effort is {effort} and reasoning.effort is {nested}; send one of them"
+                raise ThinkingFieldError(message, "reasoning.effort")
+            effort = nested
             said["reasoning.effort"] = effort != "none"
         if reasoning.get("enabled") is not None:
             said["reasoning.enabled"] = _flag(reasoning["enabled"], "reasoning.enabled")

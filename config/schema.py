@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -27,6 +27,7 @@ LITELLM_OWN_KEYS: frozenset[str] = frozenset(
     {"model", "messages", "stream", "api_key", "api_base", "base_url", "timeout", "num_retries", "max_retries", "drop_params"}
 )
 
+_IN_A_REQUEST = re.compile(r"[!-~]+")  # what may stand in a request's first line and in its Host header
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
@@ -229,7 +230,25 @@ def _check_base_url(value: str) -> str:
         raise ValueError("base_url must not hold a user or password; use api_key")
     if parts.query or parts.fragment:
         raise ValueError("base_url must end before any ? or #; Tandem appends the route to it")
-    return value.rstrip("/")
+    address = parts._replace(netloc=_ascii_authority(parts)).geturl()
+    if not _IN_A_REQUEST.fullmatch(address):
+        raise ValueError("base_url must not hold spaces, and its path must be percent-encoded: only ASCII goes over the wire")
+    return address.rstrip("/")
+
+
+def _ascii_authority(parts: SplitResult) -> str:
+    """Host and port as they are looked up and sent: a host in another script by its ASCII name (IDNA)."""
+    host = parts.hostname or ""
+    try:
+        name = host.encode("idna").decode()
+    except UnicodeError:
+        problem = "a part between two dots is empty, longer than 63 characters or not a name"
+        raise ValueError(f"base_url has the host {host[:80]!r}, which no name service knows: {problem}") from None
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("base_url has a port that is not a number up to 65535") from None
+    return parts.netloc if host.isascii() else f"{name}:{port}" if port else name
 
 
 class _HostedSpec(_Spec):

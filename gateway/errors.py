@@ -59,6 +59,11 @@ def too_large(limit: int) -> GatewayError:
     return GatewayError(413, message, "request_too_large", headers={b"connection": b"close"})
 
 
+def too_slow(limit_s: float) -> GatewayError:
+    message = f"the request body stopped: nothing more of it came within {limit_s:g} s; send it again"
+    return GatewayError(408, message, "request_timeout", "timeout_error", headers={b"connection": b"close"})
+
+
 def unknown_model(name: str, kind: str, known: list[str], other_kind: bool) -> GatewayError:
     if other_kind:
         other, route = ("an image", "/v1/images/generations") if kind == "chat" else ("a chat", "/v1/chat/completions")

@@ -25,14 +25,16 @@ CODES = frozenset({
     "admin_required", "api_key_expired", "cancelled", "circuit_open", "client_left", "context_length_exceeded", "empty_array",
     "engine_unavailable", "image_too_large", "internal_error", "invalid_api_key", "invalid_json", "invalid_type", "invalid_value",
     "key_file_unusable", "key_not_found", "method_not_allowed", "missing_required_parameter", "model_not_allowed", "model_not_found",
-    "no_usable_deployment", "not_found", "queue_full", "request_too_large", "shutting_down", "unknown_parameter", "unsupported_modality",
-    "unsupported_parameter", "unsupported_value", "upstream_auth_failed", "upstream_bad_reply", "upstream_disconnected",
-    "upstream_misconfigured", "upstream_payment_required", "upstream_timeout", "upstream_unreachable", "usage_unavailable",
+    "no_usable_deployment", "not_found", "queue_full", "request_timeout", "request_too_large", "shutting_down", "unknown_parameter",
+    "unsupported_modality", "unsupported_parameter", "unsupported_value", "upstream_auth_failed", "upstream_bad_reply",
+    "upstream_disconnected", "upstream_misconfigured", "upstream_payment_required", "upstream_timeout", "upstream_unreachable",
+    "usage_unavailable",
 
-    "authentication", "billing_hard_limit_reached", "content_filter", "content_policy_violation", "insufficient_quota", "invalid_image",
-    "invalid_prompt", "invalid_request", "max_tokens_exceeded", "moderation_blocked", "payment_required", "permission_denied",
-    "provider_overloaded", "provider_unavailable", "rate_limit_exceeded", "server", "server_error", "string_above_max_length",
-    "string_too_long", "timeout", "token_limit_exceeded",
+    "authentication", "billing_hard_limit_reached", "capacity_exhausted", "constraint_filtered", "content_filter",
+    "content_policy_violation", "free_variant_ended", "insufficient_quota", "invalid_image", "invalid_prompt", "invalid_request",
+    "max_tokens_exceeded", "model_deprecated", "moderation_blocked", "no_endpoints", "payment_required", "permission_denied",
+    "privacy_restricted", "provider_overloaded", "provider_unavailable", "rate_limit_exceeded", "region_restricted", "server",
+    "server_error", "string_above_max_length", "string_too_long", "temporarily_unavailable", "timeout", "token_limit_exceeded",
 })  # fmt: skip
 _HTTP_CODE = re.compile(r"upstream_http_[3-5]\d\d")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")

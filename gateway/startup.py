@@ -147,7 +147,7 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
         raise CannotStart(f"cannot listen on host '{host}': it is no address of this machine; choose another one with --host") from error
-    listener = socket.socket(family, kind, protocol)
+    listener = socket.socket(family, kind, protocol)  # with its protocol: asyncio sets TCP_NODELAY only where that is said to be TCP
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

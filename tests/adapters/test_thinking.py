@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapters.thinking import Dialect, ThinkingFieldError, asked_for, changes
+from adapters.thinking import Dialect, Thinking, ThinkingFieldError, asked_for, changes
 
 OFF: list[dict[str, Any]] = [
     {"reasoning_effort": "none"},
@@ -61,9 +61,17 @@ def test_a_request_that_says_it_already_is_left_alone() -> None:
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs.enable_thinking"),
         ({"reasoning_effort": "high", "enable_thinking": False}, "enable_thinking"),
+        ({"reasoning_effort": "high", "reasoning": {"effort": "low"}}, "reasoning.effort"),
+        ({"reasoning_effort": "high", "reasoning": {"effort": "none"}}, "reasoning.effort"),
     ],
 )
 def test_nonsense_and_contradictions_are_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(ThinkingFieldError) as caught:
         asked_for(fields)
     assert caught.value.param == param
+
+
+def test_two_efforts_are_both_named_unless_they_are_the_same() -> None:
+    with pytest.raises(ThinkingFieldError, match=r"reasoning_effort is high and reasoning\.effort is low; send one of them"):
+        asked_for({"reasoning_effort": "high", "reasoning": {"effort": "low"}})
+    assert asked_for({"reasoning_effort": "low", "reasoning": {"effort": "low"}}) == Thinking(True, "low")

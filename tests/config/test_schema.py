@@ -65,11 +65,32 @@ def test_a_name_may_be_used_once_only() -> None:
         ("http:///v1", "must be an http:// or https:// address"),
         ("http://user:pass@host/v1", "must not hold a user or password"),
         ("http://host/v1?key=1", "must end before any"),
+        ("http://host..example/v1", "the host 'host..example', which no name service knows"),
+        (f"http://{'x' * 64}.example/v1", "which no name service knows"),
+        ("http://xn--aü.example/v1", "which no name service knows"),
+        ("http://host:66000/v1", "port that is not a number up to 65535"),
+        ("http://my host/v1", "must not hold spaces"),
+        ("http://host/modèles/v1", "its path must be percent-encoded"),
     ],
 )
 def test_a_base_url_that_cannot_work_is_refused(address: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(CHAT, u={"kind": "openai", "base_url": address})
+
+
+@pytest.mark.parametrize(
+    ("address", "sent"),
+    [
+        ("http://münchen.example:8000/v1", "http://xn--mnchen-3ya.example:8000/v1"),
+        ("https://münchen.example/v1", "https://xn--mnchen-3ya.example/v1"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("http://my_vllm.internal.:8000/v1", "http://my_vllm.internal.:8000/v1"),
+    ],
+)
+def test_a_host_is_kept_by_the_name_that_goes_over_the_wire(address: str, sent: str) -> None:
+    upstream = settings(CHAT, u={"kind": "openai", "base_url": address}).upstreams["u"]
+    assert upstream.kind == "openai"
+    assert upstream.base_url == sent
 
 
 def test_a_base_url_loses_its_last_slash() -> None:

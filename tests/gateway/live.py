@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
 from gateway.record import Sink
 from gateway.service import Service, service
+from gateway.startup import listen
 from gateway.upgrades import DeafToUpgrades
 from local_models.errors import StartFailed
 from local_models.launch import EngineSpec
@@ -128,7 +128,7 @@ async def whole_gateway(
 
 @asynccontextmanager
 async def _served(app: Gateway, runtime: Runtime) -> AsyncIterator[Live]:
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0, "--port")
     config = uvicorn.Config(
         app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
     )
