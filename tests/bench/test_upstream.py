@@ -83,9 +83,8 @@ def test_an_unpaced_stream_is_made_as_there_is_room_to_send_it(client: httpx.Cli
 
 
 def test_a_stream_may_be_cut(client: httpx.Client) -> None:
-    with pytest.raises(httpx.RemoteProtocolError), client.stream("POST", CHAT, json=question("tokens=9 cut=2", stream=True)) as reply:
-        for line in reply.iter_lines():
-            assert "[DONE]" not in line
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.post(CHAT, json=question("tokens=9 cut=2", stream=True))
     stats = client.get("/stats").json()
     assert (stats["tokens"], stats["streams_finished"], stats["closed_early"], stats["running"]) == (2, 0, 0, 0)
 
