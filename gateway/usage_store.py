@@ -42,6 +42,7 @@ from gateway.usage_rows import REQUESTS, Row
 FILE = "usage.sqlite"
 ANSWER_S = 10.0
 CONNECT_S = 5
+LONGEST_INSERTION = 256  # rows in one statement, a power of two
 
 Group: TypeAlias = Literal["key_id", "model", "day"]
 GROUPS: tuple[Group, ...] = ("day", "key_id", "model")
@@ -126,10 +127,11 @@ class UsageStore:
         if not rows:
             return
         self._prepare()
-        statement = _insertion(len(rows), "%s" if self._file is None else "?")
+        placeholder = "%s" if self._file is None else "?"
         with self._transaction() as connection:
             try:
-                connection.exec_driver_sql(statement, tuple(value for row in rows for value in row))
+                for part in _parts(rows):
+                    connection.exec_driver_sql(_insertion(len(part), placeholder), tuple(value for row in part for value in row))
             except (DataError, IntegrityError, ValueError, OverflowError, TypeError) as error:
                 raise RowsRefused(_reason(error)) from error
 
@@ -252,7 +254,16 @@ class UsageStore:
                 timer.cancel()
 
 
-@lru_cache(maxsize=64)
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """The rows in few sizes, powers of two: sqlite3 keeps the last 128 statements of a connection, half a megabyte each if they are long."""
+    begin = 0
+    while begin < len(rows):
+        size = min(LONGEST_INSERTION, 1 << ((len(rows) - begin).bit_length() - 1))
+        yield rows[begin : begin + size]
+        begin += size
+
+
+@lru_cache(maxsize=32)
 def _insertion(rows: int, placeholder: str) -> str:
     """One statement for many rows: with one for each, the writer would wait for Python's lock once for each row."""
     names = [column.name for column in REQUESTS.columns]
