@@ -255,7 +255,7 @@ class UsageStore:
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """The rows in few sizes, powers of two: sqlite3 keeps the last 128 statements of a connection, half a megabyte each if they are long."""
+    """The rows in few sizes, powers of two: sqlite3 keeps a connection's last 128 statements, half a megabyte each if they are long."""
     begin = 0
     while begin < len(rows):
         size = min(LONGEST_INSERTION, 1 << ((len(rows) - begin).bit_length() - 1))
