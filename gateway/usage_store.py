@@ -42,6 +42,7 @@ from gateway.usage_totals import GROUPS, Group, RowsRefused, Spent, StoreUnavail
 FILE = "usage.sqlite"
 ANSWER_S = 10.0
 CONNECT_S = 5
+LONGEST_INSERTION = 256  # rows in one statement, a power of two
 
 _EPOCH = date(1970, 1, 1)
 
@@ -78,10 +79,11 @@ class UsageStore:
         if not rows:
             return
         self._prepare()
-        statement = _insertion(len(rows), "%s" if self._file is None else "?")
+        placeholder = "%s" if self._file is None else "?"
         with self._transaction() as connection:
             try:
-                connection.exec_driver_sql(statement, tuple(value for row in rows for value in row))
+                for part in _parts(rows):
+                    connection.exec_driver_sql(_insertion(len(part), placeholder), tuple(value for row in part for value in row))
             except (DataError, IntegrityError, ValueError, OverflowError, TypeError) as error:
                 raise RowsRefused(_reason(error)) from error
 
@@ -204,7 +206,16 @@ class UsageStore:
                 timer.cancel()
 
 
-@lru_cache(maxsize=64)
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """The rows in few sizes, powers of two: sqlite3 keeps a connection's last 128 statements, half a megabyte each if they are long."""
+    begin = 0
+    while begin < len(rows):
+        size = min(LONGEST_INSERTION, 1 << ((len(rows) - begin).bit_length() - 1))
+        yield rows[begin : begin + size]
+        begin += size
+
+
+@lru_cache(maxsize=32)
 def _insertion(rows: int, placeholder: str) -> str:
     """One statement for many rows: with one for each, the writer would wait for Python's lock once for each row."""
     names = [column.name for column in REQUESTS.columns]

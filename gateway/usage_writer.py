@@ -19,7 +19,7 @@ from gateway.usage_totals import DAY_S, RowsRefused, StoreUnavailable
 if TYPE_CHECKING:
     from gateway.usage_rows import Row
 
-BATCH_ROWS = 250  # in one transaction; more would hold Python's lock for milliseconds
+BATCH_ROWS = 256  # in one transaction, and in one statement; more would hold Python's lock for milliseconds
 GATHER_S = 0.2  # between one batch and the next, so that a quiet gateway does not commit row by row
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 CLOSING_PAUSE_S = 0.25

@@ -6,7 +6,12 @@
  * but not always a field it does not know) say how long from one token to the next and how many. Each token's text is "SEQUENCE:SENT",
  * SENT in nanoseconds of CLOCK_MONOTONIC. GET /stats tells what was asked and how many clients left before their answer was complete.
  *
+ * More words: wait_us=N, so long before the first token or the whole answer; half=1, with the first half of a whole answer at once;
+ * status=N, an error instead; cut=N, a stream is cut after so many tokens; tag=N, a client that leaves is named in GET /left by this
+ * number, with the time at which it was noticed, in nanoseconds like a token's. Each departure is told once.
+ *
  * Rule: the time in a token is taken where the token is made. Whatever holds it up later, our own send buffer too, counts as delay.
+ * Without a pace tokens are made as there is room to send them, so that a client that does not read costs no memory here.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 512, READ_SIZE = 65536, MAX_HEAD = 65536, MAX_BODY = 64 << 20, FRAME_SIZE = 1024 };
+enum { BATCH = 512, READ_SIZE = 65536, MAX_HEAD = 65536, MAX_BODY = 64 << 20, FRAME_SIZE = 1024, ROOM = 65536 };
 
 typedef struct {
     char *data;
@@ -38,15 +43,24 @@ typedef struct {
     int fd;
     Buffer in, out;
     size_t written; /* of out */
-    bool streaming, include_usage, waits_for_room;
-    long sequence, tokens;
+    bool asked, streaming, include_usage, waits_for_room, cut_off; /* asked: an answer is not complete; cut_off: close when all is sent */
+    long sequence, tokens, cut, tag;
+    size_t rest; /* where the part of the whole answer begins that is sent when it is due */
     uint64_t pace_ns, due_ns;
     size_t place; /* in the heap, from 1; 0: not there */
 } Connection;
 
 static struct {
-    long requests, streams_started, streams_finished, closed_early, connections, open;
+    long requests, streams_started, streams_finished, closed_early, connections, open, running, held_back, tokens;
 } stats;
+
+typedef struct {
+    long tag;
+    uint64_t at_ns;
+} Departure;
+
+static Departure *departures; /* not told yet */
+static size_t departure_count, departure_capacity;
 
 static int poller, timer;
 static Connection **heap; /* streams by the time their next token is due; heap[0] is not used */
@@ -124,6 +138,7 @@ static void watch(Connection *connection, bool for_room) {
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | (for_room ? EPOLLOUT : 0), .data.ptr = connection};
     epoll_ctl(poller, EPOLL_CTL_MOD, connection->fd, &event);
     connection->waits_for_room = for_room;
+    stats.held_back += for_room ? 1 : -1;
 }
 
 /* Send what is pending. False: the client is gone. */
@@ -141,7 +156,7 @@ static bool flush(Connection *connection) {
     }
     out->length = connection->written = 0;
     if (connection->waits_for_room) watch(connection, false);
-    return true;
+    return !connection->cut_off;
 }
 
 static void append_frame(Connection *connection, const char *data, size_t length) {
@@ -161,6 +176,16 @@ static void append_chunk(Connection *connection, const char *delta, const char *
     append_frame(connection, frame, (size_t)size);
 }
 
+static void begin_answer(Connection *connection) {
+    connection->asked = true;
+    stats.running++;
+}
+
+static void end_answer(Connection *connection) {
+    stats.running -= connection->asked;
+    connection->asked = connection->streaming = false;
+}
+
 static void end_stream(Connection *connection) {
     append_chunk(connection, "{}", "\"stop\"");
     if (connection->include_usage) {
@@ -171,7 +196,7 @@ static void end_stream(Connection *connection) {
     }
     append_frame(connection, "[DONE]", 6);
     append(&connection->out, "0\r\n\r\n", 5);
-    connection->streaming = false;
+    end_answer(connection);
     stats.streams_finished++;
 }
 
@@ -179,8 +204,19 @@ static void next_token(Connection *connection) {
     char delta[96];
     snprintf(delta, sizeof delta, "{\"content\":\"%ld:%llu \"}", connection->sequence, (unsigned long long)now_ns());
     append_chunk(connection, delta, "null");
+    stats.tokens++;
     connection->due_ns += connection->pace_ns;
-    if (++connection->sequence == connection->tokens) end_stream(connection);
+    if (++connection->sequence == connection->cut) {
+        connection->cut_off = true;
+        end_answer(connection);
+    } else if (connection->sequence == connection->tokens) {
+        end_stream(connection);
+    }
+}
+
+/* Make what an unpaced stream has room for. */
+static void fill(Connection *connection) {
+    while (connection->streaming && connection->out.length - connection->written < ROOM) next_token(connection);
 }
 
 /* --- requests --------------------------------------------------------------------------------------------------------------------- */
@@ -214,31 +250,89 @@ static void begin_stream(Connection *connection, const char *body, size_t length
     if (connection->tokens < 1) connection->tokens = 1;
     connection->include_usage = says_true(body, length, "\"include_usage\"");
     connection->sequence = 0;
-    connection->due_ns = now_ns();
+    connection->cut = number_after(body, length, "cut=", 0);
     connection->streaming = true;
     stats.streams_started++;
-    do {
+    if (connection->due_ns == 0) {
+        connection->due_ns = now_ns();
         next_token(connection);
-    } while (connection->streaming && connection->pace_ns == 0);
-    if (connection->streaming) schedule(connection);
+    }
+    if (connection->streaming && (connection->pace_ns != 0 || connection->sequence == 0)) schedule(connection);
+}
+
+#define WHOLE                                                                                                                                  \
+    "{\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion\",\"created\":1700000000,\"model\":\"bench\",\"choices\":[{\"index\":0,\"message\":" \
+    "{\"role\":\"assistant\",\"content\":\"A short answer, as long as many are: one sentence, or two.\"},\"finish_reason\":\"stop\"}],"          \
+    "\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":16,\"total_tokens\":25}}"
+
+/* Its head, and as much of its body as comes at once. */
+static void begin_whole(Connection *connection, bool half) {
+    size_t length = connection->out.length;
+    respond(connection, "200 OK", WHOLE);
+    if (connection->due_ns == 0) {
+        end_answer(connection);
+        return;
+    }
+    connection->rest = half ? sizeof WHOLE / 2 : 0;
+    connection->out.length = half ? connection->out.length - (sizeof WHOLE - 1 - connection->rest) : length;
+    schedule(connection);
+}
+
+static void end_whole(Connection *connection) {
+    if (connection->rest == 0)
+        respond(connection, "200 OK", WHOLE);
+    else
+        append(&connection->out, WHOLE + connection->rest, sizeof WHOLE - 1 - connection->rest);
+    end_answer(connection);
+}
+
+static void refuse(Connection *connection, long status) {
+    char line[32], document[128];
+    snprintf(line, sizeof line, "%ld Refused", status);
+    snprintf(document, sizeof document, "{\"error\":{\"message\":\"refused, as it was asked for\",\"type\":\"refused\",\"code\":%ld}}", status);
+    respond(connection, line, document);
+}
+
+static void answer_chat(Connection *connection, const char *body, size_t length) {
+    stats.requests++;
+    long status = number_after(body, length, "status=", 0), wait_us = number_after(body, length, "wait_us=", 0);
+    if (status >= 400) {
+        refuse(connection, status);
+        return;
+    }
+    begin_answer(connection);
+    connection->tag = number_after(body, length, "tag=", 0);
+    connection->due_ns = wait_us > 0 ? now_ns() + (uint64_t)wait_us * 1000 : 0;
+    if (says_true(body, length, "\"stream\""))
+        begin_stream(connection, body, length);
+    else
+        begin_whole(connection, number_after(body, length, "half=", 0) != 0);
+}
+
+static void tell_departures(Connection *connection) {
+    size_t size = departure_count * 48 + 3, length = 1;
+    char *document = must(malloc(size));
+    document[0] = '[';
+    for (size_t i = 0; i < departure_count; i++)
+        length += (size_t)sprintf(document + length, "%s[%ld,%llu]", i ? "," : "", departures[i].tag, (unsigned long long)departures[i].at_ns);
+    strcpy(document + length, "]");
+    respond(connection, "200 OK", document);
+    free(document);
+    departure_count = 0;
 }
 
 static void answer(Connection *connection, const char *head, const char *body, size_t length) {
     if (strncmp(head, "POST ", 5) == 0) {
-        stats.requests++;
-        if (says_true(body, length, "\"stream\"")) {
-            begin_stream(connection, body, length);
-            return;
-        }
-        respond(connection, "200 OK",
-                "{\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion\",\"created\":1700000000,\"model\":\"bench\",\"choices\":[{\"index\":0,\"message\":"
-                "{\"role\":\"assistant\",\"content\":\"A short answer, as long as many are: one sentence, or two.\"},\"finish_reason\":\"stop\"}],"
-                "\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":16,\"total_tokens\":25}}");
+        answer_chat(connection, body, length);
+    } else if (strncmp(head, "GET /left ", 10) == 0) {
+        tell_departures(connection);
     } else if (strncmp(head, "GET /stats ", 11) == 0) {
         char document[512];
         snprintf(document, sizeof document,
-                 "{\"requests\":%ld,\"streams_started\":%ld,\"streams_finished\":%ld,\"closed_early\":%ld,\"connections\":%ld,\"open\":%ld}", stats.requests,
-                 stats.streams_started, stats.streams_finished, stats.closed_early, stats.connections, stats.open);
+                 "{\"requests\":%ld,\"streams_started\":%ld,\"streams_finished\":%ld,\"closed_early\":%ld,\"connections\":%ld,\"open\":%ld,"
+                 "\"running\":%ld,\"held_back\":%ld,\"tokens\":%ld}",
+                 stats.requests, stats.streams_started, stats.streams_finished, stats.closed_early, stats.connections, stats.open, stats.running,
+                 stats.held_back, stats.tokens);
         respond(connection, "200 OK", document);
     } else if (strncmp(head, "GET /v1/models ", 15) == 0) {
         respond(connection, "200 OK", "{\"object\":\"list\",\"data\":[{\"id\":\"bench\",\"object\":\"model\",\"created\":1700000000,\"owned_by\":\"bench\"}]}");
@@ -260,7 +354,7 @@ static long body_length(const char *head) {
 /* Answer the whole requests that have come. False: this client cannot be served. */
 static bool take_requests(Connection *connection) {
     Buffer *in = &connection->in;
-    while (!connection->streaming && in->length > 0) {
+    while (!connection->asked && in->length > 0) {
         char *blank = memmem(in->data, in->length, "\r\n\r\n", 4);
         if (blank == NULL) return in->length < MAX_HEAD;
         blank[2] = '\0'; /* ends the head as a text, its last line end included */
@@ -284,8 +378,21 @@ static bool take_requests(Connection *connection) {
 
 /* --- connections ------------------------------------------------------------------------------------------------------------------ */
 
+static void note_departure(long tag) {
+    if (departure_count == departure_capacity) {
+        departure_capacity = departure_capacity ? departure_capacity * 2 : 1024;
+        departures = must(realloc(departures, departure_capacity * sizeof *departures));
+    }
+    departures[departure_count++] = (Departure){.tag = tag, .at_ns = now_ns()};
+}
+
 static void part_from(Connection *connection) {
-    if (connection->streaming || connection->written < connection->out.length) stats.closed_early++;
+    if (connection->asked || connection->written < connection->out.length) {
+        stats.closed_early++;
+        if (connection->tag != 0) note_departure(connection->tag);
+    }
+    stats.held_back -= connection->waits_for_room;
+    end_answer(connection);
     unschedule(connection);
     stats.open--;
     close(connection->fd);
@@ -305,10 +412,25 @@ static bool receive(Connection *connection) {
     }
 }
 
+/* Send what is pending; then go on with an unpaced stream or, where an answer is complete, with the next request. False: part from it. */
+static bool go_on(Connection *connection) {
+    for (;;) {
+        if (!flush(connection)) return false;
+        if (connection->waits_for_room) return true;
+        if (connection->asked && (!connection->streaming || connection->place != 0)) return true; /* waits for its time */
+        if (connection->streaming)
+            fill(connection);
+        else if (!take_requests(connection))
+            return false;
+        else if (connection->out.length == 0)
+            return true;
+    }
+}
+
 static void serve(Connection *connection, uint32_t events) {
     bool stays = !(events & EPOLLERR);
     if (stays && (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP))) stays = receive(connection) && take_requests(connection);
-    if (!stays || !flush(connection)) part_from(connection);
+    if (!stays || !go_on(connection)) part_from(connection);
 }
 
 static void accept_all(int listener) {
@@ -329,13 +451,15 @@ static void emit_due(void) {
     uint64_t now = now_ns();
     while (heap_length > 0 && heap[1]->due_ns <= now) {
         Connection *connection = heap[1];
-        next_token(connection);
         if (connection->streaming)
+            next_token(connection);
+        else
+            end_whole(connection);
+        if (connection->streaming && connection->pace_ns != 0)
             schedule(connection);
         else
             unschedule(connection);
-        bool stays = flush(connection) && (connection->streaming || (take_requests(connection) && flush(connection)));
-        if (!stays) part_from(connection);
+        if (!go_on(connection)) part_from(connection);
     }
     struct itimerspec next = {0};
     if (heap_length > 0) {

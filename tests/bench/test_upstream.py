@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,54 @@ def test_a_client_that_leaves_is_counted(client: httpx.Client) -> None:
     while (stats := client.get("/stats").json())["closed_early"] == 0:
         pass
     assert (stats["streams_started"], stats["streams_finished"], stats["closed_early"]) == (2, 1, 1)
+
+
+def test_an_unpaced_stream_is_made_as_there_is_room_to_send_it(client: httpx.Client) -> None:
+    with client.stream("POST", CHAT, json=question("tokens=100000000", stream=True)):
+        while (stats := client.get("/stats").json())["held_back"] == 0:
+            pass
+        assert stats["running"] == 1
+        assert stats["tokens"] < 1_000_000
+    while client.get("/stats").json()["held_back"]:
+        pass
+    whole = frames(client.post(CHAT, json=question("tokens=20000", stream=True)).text)
+    assert len(whole) == 20_002
+
+
+def test_a_stream_may_be_cut(client: httpx.Client) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.post(CHAT, json=question("tokens=9 cut=2", stream=True))
+    stats = client.get("/stats").json()
+    assert (stats["tokens"], stats["streams_finished"], stats["closed_early"], stats["running"]) == (2, 0, 0, 0)
+
+
+def test_it_refuses_where_it_is_asked_to(client: httpx.Client) -> None:
+    reply = client.post(CHAT, json=question("status=429"))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (429, 429)
+
+
+@pytest.mark.parametrize("words", ["wait_us=20000", "wait_us=20000 half=1"])
+def test_an_answer_may_come_late_and_half_of_it_before(client: httpx.Client, words: str) -> None:
+    began = time.monotonic()
+    reply = client.post(CHAT, json=question(words))
+    assert time.monotonic() - began >= 0.02
+    assert reply.json()["choices"][0]["finish_reason"] == "stop"
+    assert len(frames(client.post(CHAT, json=question("wait_us=1000 tokens=3", stream=True)).text)) == 5
+    assert client.get("/stats").json()["running"] == 0
+
+
+def test_who_leaves_is_told_once_by_its_tag_and_time(client: httpx.Client) -> None:
+    before = time.monotonic_ns()
+    for tag, words in ((1, "wait_us=60000000"), (2, "wait_us=60000000 half=1")):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=question(f"{words} tag={tag}"), timeout=0.2)
+    while client.get("/stats").json()["closed_early"] < 2:
+        pass
+    after = time.monotonic_ns()
+    left = client.get("/left").json()
+    assert [tag for tag, _ in left] == [1, 2]
+    assert before < left[0][1] < left[1][1] < after
+    assert client.get("/left").json() == []
 
 
 def test_a_request_may_come_in_pieces_and_two_in_one(client: httpx.Client) -> None:

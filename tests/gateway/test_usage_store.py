@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import Engine, event
 
 from adapters.usage import Usage
 from config.schema import UsageSpec
@@ -157,6 +158,25 @@ def test_a_batch_is_written_whole_or_not_at_all(store: UsageStore) -> None:
     assert requests_in(store) == 0
     store.insert(rows)
     assert requests_in(store) == 5
+
+
+def test_batches_of_any_size_are_written_with_few_statements(store: UsageStore) -> None:
+    """The driver keeps each of them, and they are long: one for each size that a batch can have would cost tens of megabytes."""
+    statements: set[str] = set()
+
+    def note(connection: object, cursor: object, statement: str, *more: object) -> None:
+        statements.add(statement)
+
+    sizes = [*range(1, 70), 255, 256, 257, 600]
+    write(store, record("first"))
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        for size in sizes:
+            write(store, *(record(f"req_{number}") for number in range(size)))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert requests_in(store) == 1 + sum(sizes)
+    assert 0 < len([statement for statement in statements if statement.startswith("INSERT")]) <= 9
 
 
 def test_any_text_a_client_may_send_as_a_model_is_kept(store: UsageStore) -> None:
