@@ -19,6 +19,7 @@ from gateway.api_key import ApiKey, NewKey, State
 from gateway.auth import KeyRing
 from gateway.body import read_body
 from gateway.chat_request import parse_object
+from gateway.description import body_of, errors
 from gateway.errors import GatewayError, forbidden, from_validation, invalid
 from gateway.key_file import KeyFile, KeyFileError, UnknownKey
 
@@ -91,10 +92,10 @@ def require_admin(keys: KeyRing) -> Any:
 
 def key_routes(keys: KeyRing, file: KeyFile, max_body_bytes: int) -> APIRouter:
     """The routes over this file, which is that of `keys`: a change is in force when it is answered."""
-    routes = APIRouter(prefix=PATH, dependencies=[require_admin(keys)])
+    routes = APIRouter(prefix=PATH, dependencies=[require_admin(keys)], responses=errors(401, 403, 500))
 
     # The body is read by hand: FastAPI would read all of it, however large, before it asks for a key.
-    @routes.post("", status_code=201, response_model=CreatedKey, openapi_extra={"requestBody": _request_body()})
+    @routes.post("", status_code=201, response_model=CreatedKey, openapi_extra={"requestBody": body_of(NewKey)}, responses=errors(400, 413))
     async def create_key(request: Request) -> Response:
         """Make a key. Its secret is in this answer only."""
         try:
@@ -114,7 +115,7 @@ def key_routes(keys: KeyRing, file: KeyFile, max_body_bytes: int) -> APIRouter:
         now = keys.clock()
         return KeyList(data=[KeyView.of(key, now) for key in await asyncio.to_thread(_usable, file.read)])
 
-    @routes.delete("/{key_id}")
+    @routes.delete("/{key_id}", responses=errors(404))
     async def revoke_key(key_id: str) -> KeyView:
         """End a key: the next request with it is refused. What runs goes on."""
         now = keys.clock()
@@ -140,13 +141,6 @@ def parse(body: bytes, now: float) -> NewKey:
     if wish.expires_at is not None and wish.expires_at <= now:
         raise invalid(f"expires_at {wish.expires_at} is past; name a later Unix time in seconds", "expires_at")
     return wish
-
-
-def _request_body() -> dict[str, Any]:
-    """OpenAPI's description of a wish; `Limits` is described with the answers."""
-    schema = NewKey.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _usable(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

@@ -16,19 +16,22 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import iter_route_contexts
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.build import engine_specs
 from adapters.errors import UpstreamError
 from config.schema import Settings
-from gateway import chat
+from gateway import chat, replies
 from gateway.admin_keys import key_routes
 from gateway.admission import Admission, limits_of_models
 from gateway.api_key import ApiKey
 from gateway.auth import KeyRing
 from gateway.chat import ChatCompletions
+from gateway.description import ABOUT, NO_KEY_NEEDED, Responses, describe, errors, reply
 from gateway.errors import GatewayError, from_validation, no_route, to_gateway_error
 from gateway.image_routes import ImageDoor, image_routes
 from gateway.jobs import JobQueue, image_queues
@@ -170,11 +173,31 @@ def _naming_request(send: Send, request_id: str) -> Send:
     return named
 
 
+class _ControlPlane(FastAPI):
+    """FastAPI, whose description of itself tells of the chat route as well."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(super().openapi(), chat.PATH)
+        return self.openapi_schema
+
+    def methods_at(self, path: str) -> list[str]:
+        """Those of every route with this path. Starlette's own 405 names the first one's only."""
+        found = (context for context in iter_route_contexts(self.routes) if compile_path(context.path or "")[0].match(path))
+        return sorted({method for context in found for method in context.methods or ()} - {"HEAD"})
+
+
 def _control_plane(
     settings: Settings, runtime: Runtime, keys: KeyRing, models: ModelList, door: ImageDoor, more: Sequence[APIRouter]
 ) -> ASGIApp:
-    app = FastAPI(
-        title="Tandem", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json", telemetry=_NO_TELEMETRY_OF_ITS_OWN
+    app = _ControlPlane(
+        title="Tandem",
+        version=VERSION,
+        description=ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        telemetry=_NO_TELEMETRY_OF_ITS_OWN,
     )
     app.include_router(_health(settings, runtime))
     app.include_router(_model_routes(models, keys))
@@ -192,8 +215,8 @@ async def _show_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         shown = from_validation([dict(problem) for problem in error.errors()])
     elif isinstance(error, HTTPException) and error.status_code in (404, 405):
-        allowed = (error.headers or {}).get("Allow", "")
-        shown = no_route(request.method, request.url.path, [method for method in allowed.split(", ") if method not in ("", "HEAD")])
+        allowed = request.app.methods_at(request.url.path) if error.status_code == 405 else []
+        shown = no_route(request.method, request.url.path, allowed)
     else:
         shown = to_gateway_error(error)
     if shown.code == "internal_error":
@@ -205,12 +228,19 @@ async def _show_error(request: Request, error: Exception) -> Response:
 def _health(settings: Settings, runtime: Runtime) -> APIRouter:
     routes = APIRouter()
 
-    @routes.get("/healthz")
+    open_to_all = dict(NO_KEY_NEEDED)
+
+    @routes.get("/healthz", responses={200: reply(replies.Health, "It lives.")}, response_model=None, openapi_extra=open_to_all)
     async def healthz() -> dict[str, str]:
         """The process lives."""
         return {"status": "ok"}
 
-    @routes.get("/readyz")
+    ready_or_not: Responses = {
+        200: reply(replies.Readiness, "It can serve."),
+        503: reply(replies.Readiness, "No model has a usable deployment."),
+    }
+
+    @routes.get("/readyz", responses=ready_or_not, openapi_extra=open_to_all)
     async def readyz() -> JSONResponse:
         """It can serve: at least one model has a deployment that lacks nothing. Engines start on demand."""
         ready = {
@@ -235,12 +265,17 @@ def _model_routes(models: ModelList, keys: KeyRing) -> APIRouter:
     routes = APIRouter(prefix="/v1")
     asked_with = _require_key(keys)
 
-    @routes.get("/models")
+    listed = {200: reply(replies.ModelPage, "The models that the key may use."), **errors(401, 500)}
+    described = {200: reply(replies.Model, "The model."), **errors(401, 403, 404, 500)}
+
+    @routes.get("/models", response_model=None, responses=listed)
     async def list_models(key: ApiKey = asked_with) -> dict[str, Any]:
+        """Every model, what it can do, who answers for it and in which state that is."""
         return models.all(key)
 
-    @routes.get("/models/{name:path}")
+    @routes.get("/models/{name:path}", response_model=None, responses=described)
     async def retrieve_model(name: str, key: ApiKey = asked_with) -> dict[str, Any]:
+        """One model. Its name may hold slashes."""
         return models.one(name, key)
 
     return routes

@@ -17,6 +17,7 @@ from config.schema import ModelSpec
 from gateway.errors import GatewayError, invalid
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+NO_CONTENT_ROLES = ("assistant", "function")  # those that may come without content
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _message_problem(message: Any, where: str) -> GatewayError | None:
     if role not in ROLES:
         return invalid(f"{where}.role is {str(role)[:80]!r}; it must be one of {', '.join(ROLES)}", f"{where}.role")
     content = message.get("content")
-    if content is None and role not in ("assistant", "function"):
+    if content is None and role not in NO_CONTENT_ROLES:
         return invalid(f"{where}.content is missing", f"{where}.content", "missing_required_parameter")
     if content is not None and not isinstance(content, str | list):
         return invalid(f"{where}.content must be a string or an array of parts", f"{where}.content", "invalid_type")

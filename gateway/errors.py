@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from adapters.errors import UpstreamError
 from local_models.errors import EngineError
 
+ROUTES = "/v1/models, /v1/chat/completions, /v1/images/generations, /v1/usage and /v1/admin/keys"
 MAX_NAME = 128  # characters of an unknown name that a message repeats; no known one is longer
 
 
@@ -119,7 +120,7 @@ def no_route(method: str, path: str, allowed: list[str]) -> GatewayError:
     if allowed:
         headers = {b"allow": ", ".join(allowed).encode()}
         return GatewayError(405, f"{path} takes {' or '.join(allowed)}, not {method}", "method_not_allowed", headers=headers)
-    message = f"there is nothing at {path}; the API is at /v1/models, /v1/chat/completions and /v1/images/generations"
+    message = f"there is nothing at {path}; the API is at {ROUTES}"
     return GatewayError(404, message, "not_found")
 
 

@@ -19,11 +19,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.base import ImageUpstream
-from gateway import image_request, images
+from gateway import image_request, images, replies
 from gateway.admission import Admission, Admitted
 from gateway.auth import KeyRing
 from gateway.body import read_body
 from gateway.departure import Departure
+from gateway.description import EVENTS, Responses, body_of, errors, reply
 from gateway.errors import to_gateway_error
 from gateway.image_request import ImageRequest
 from gateway.jobs import ImageJob, JobQueue
@@ -51,7 +52,7 @@ class ImageDoor:
 def image_routes(door: ImageDoor) -> APIRouter:
     routes = APIRouter(prefix=PREFIX)
 
-    @routes.post("/generations")
+    @routes.post("/generations", openapi_extra={"requestBody": body_of(ImageRequest)}, responses=_replies())
     async def generate_images(request: Request) -> Response:
         """Pictures from a text, as OpenAI's images API."""
         visit = _Visit(door, RequestRecord(request.state.request_id, GENERATIONS, time.time()))
@@ -67,6 +68,12 @@ def image_routes(door: ImageDoor) -> APIRouter:
             visit.end_unless_streaming()
 
     return routes
+
+
+def _replies() -> Responses:
+    pictures = reply(replies.Pictures, "The pictures, or with stream: true the events on the way to them; the last may be an error.")
+    pictures["content"]["text/event-stream"] = dict(EVENTS)
+    return {200: pictures, **errors(400, 401, 403, 404, 413, 429, 500, 502, 503, 504, passed_on=True)}
 
 
 async def _generate(door: ImageDoor, request: Request, visit: _Visit) -> Response:

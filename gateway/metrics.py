@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.description import NO_KEY_NEEDED, Responses, errors
 from gateway.known_names import KnownNames, known_code, known_route
 from gateway.loop_lag import Lag
 from gateway.record import RequestRecord
@@ -190,10 +191,14 @@ class Metrics:
 
 def metrics_routes(metrics: Metrics, check: Callable[[Headers], object] | None) -> APIRouter:
     """GET /metrics. check: raises GatewayError for headers without an accepted key; None lets everybody read."""
-    routes = APIRouter(include_in_schema=False)  # not a part of the API, and its content type is negotiated
+    routes = APIRouter()
+    text = {"schema": {"type": "string"}}
+    page = {"description": "As `accept` asks for it.", "content": {"text/plain": text, "application/openmetrics-text": text}}
+    replies: Responses = {200: page, **(errors(401) if check else {})}
 
-    @routes.get(PATH)
+    @routes.get(PATH, response_class=PlainTextResponse, responses=replies, openapi_extra=None if check else dict(NO_KEY_NEEDED))
     async def read_metrics(request: Request) -> Response:
+        """Counts and states for Prometheus."""
         if check is not None:
             check(request.scope["headers"])
         text, content_type = await metrics.exposition(request.headers.get("accept", ""))

@@ -68,6 +68,7 @@ def _default_start(end_time: object) -> int:
 def parameters() -> list[dict[str, Any]]:
     """The parameters as an OpenAPI description names them; none is required."""
     schema = UsageQuery.model_json_schema()["properties"]
+    schema["group_by"]["items"] = {"type": "string", "enum": ["model", ""]}  # `group_by=` is how a form says: nothing
     return [
         {
             "name": name,

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from gateway import usage_query
+from gateway.description import errors
 from gateway.errors import GatewayError, unavailable
 from gateway.usage_query import UsageQuery
 from gateway.usage_totals import DAY_S, Group, StoreUnavailable, Total
@@ -66,7 +67,7 @@ def usage_routes(usage: Summaries, key_id_of: Callable[[Request], str], now: Cal
     """key_id_of: the public id of the caller's key; raises GatewayError (401). now: Unix time in seconds."""
     routes = APIRouter(prefix="/v1")
 
-    @routes.get("/usage", openapi_extra={"parameters": usage_query.parameters()})
+    @routes.get("/usage", openapi_extra={"parameters": usage_query.parameters()}, responses=errors(400, 401, 500, 503))
     async def retrieve_usage(request: Request) -> UsagePage:
         """What your own key has used: requests, tokens, money and times."""
         key_id = key_id_of(request)

@@ -129,6 +129,13 @@ async def test_a_broken_file_is_500_with_the_reason_and_is_left_as_it_is(live: L
     assert file.path.read_text() == "{}"
 
 
+async def test_a_wrong_method_is_told_all_the_right_ones(live: Live) -> None:
+    async with live.http() as http:
+        reply = await http.put(PATH)
+        assert (reply.status_code, reply.headers["allow"]) == (405, "GET, POST")
+        assert "takes GET or POST, not PUT" in reply.json()["error"]["message"]
+
+
 async def test_a_body_that_is_too_large_is_refused(live: Live) -> None:
     assert await status(live, KEY, "POST", PATH, content=b" " * (21 * 1024 * 1024)) == (413, "request_too_large")
 

@@ -212,7 +212,7 @@ async def test_in_flight_is_zero_after_every_kind_of_end(tmp_path: Path, stream:
         assert await metric(live, "tandem_requests_total") == 8
 
 
-PICTURE = [
+PICTURE: list[dict[str, Any]] = [
     {"type": "progress", "image_index": 0, "step": 1, "steps": 2},
     {"type": "image", "image_index": 0, "b64_json": "aGk=", "seed": 1, "width": 128, "height": 128, "duration_s": 0.1},
     {"type": "done"},
