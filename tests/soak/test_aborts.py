@@ -13,7 +13,7 @@ from tests.soak.size import FULL, LIMIT_S, sized
 from tests.soak.stage import Stage
 from tests.soak.table import Table, spread
 
-pytestmark = pytest.mark.timeout(LIMIT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT_S)]
 
 TRIES = sized(250, 15)  # of each kind
 WITHIN_MS = 100

@@ -12,7 +12,7 @@ from tests.soak.size import LIMIT_S, sized
 from tests.soak.stage import FEW, Stage, until
 from tests.soak.table import Table
 
-pytestmark = pytest.mark.timeout(LIMIT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT_S)]
 
 STREAMS = sized(100, 20)
 WHOLE = 5

@@ -15,7 +15,7 @@ from tests.soak.size import FULL, LIMIT_S, sized
 from tests.soak.stage import Stage
 from tests.soak.table import Table
 
-pytestmark = pytest.mark.timeout(LIMIT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT_S)]
 
 ROUNDS = sized(20, 1)
 STREAMED, ABORTED, FAILING = 2_500, 500, 250  # in each round

@@ -13,7 +13,7 @@ from tests.soak.size import LIMIT_S, sized
 from tests.soak.stage import Stage
 from tests.soak.table import Table
 
-pytestmark = pytest.mark.timeout(LIMIT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT_S)]
 
 STREAMS = sized(512, 64)
 TOKENS = sized(500, 100)

@@ -13,7 +13,7 @@ from tests.soak.size import LIMIT_S, sized
 from tests.soak.stage import Stage, until
 from tests.soak.table import Table
 
-pytestmark = pytest.mark.timeout(LIMIT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT_S)]
 
 SLOW, QUICK = sized(50, 5), sized(200, 20)
 ROUNDS = sized(40, 5)  # streams of each quick client
