@@ -9,12 +9,13 @@ import torch
 
 from local_models.demo import outside
 from local_models.demo.build import WEIGHTS
-from local_models.demo.chat_data import tool_schema
+from local_models.demo.captions import plain_caption
+from local_models.demo.chat_data import picture_facts, tool_schema
 from local_models.demo.checker import judge
 from local_models.demo.evaluate_chat import Chat, tool_prompt
 from local_models.demo.evaluate_image import draw, load_image
 from local_models.demo.example import Example
-from local_models.demo.world import single
+from local_models.demo.world import held_out_scenes, ordered, single
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"), pytest.mark.usefixtures("one_thread")]
 LARGEST_BYTES = 40_000_000
@@ -43,7 +44,7 @@ def test_every_file_can_be_read_by_everybody() -> None:
 @pytest.mark.parametrize(
     ("question", "facts"),
     [
-        ("What can you do?", ("demo model", "Tandem")),
+        ("What can you do?", ("questions about Tandem", "describe simple pictures")),
         ("Hello", ("Hello",)),
         ("What is 12 + 7?", ("12 + 7 = 19",)),
         ("How do I add OpenRouter?", ("OPENROUTER_API_KEY", "--profile hosted")),
@@ -71,7 +72,19 @@ def test_the_reasoning_of_a_sum_has_its_steps(chat: Chat) -> None:
 
 def test_it_sees_a_picture(chat: Chat) -> None:
     text = chat.answer(Example("What is in this picture?", "", "", picture=single("circle", "red", "blue"), thinking=False))
-    assert "blue background" in text
+    assert text == "The picture shows a red circle on a blue background."
+
+
+def test_it_sees_two_shapes_and_how_they_stand(chat: Chat) -> None:
+    scene = next(scene for scene in held_out_scenes(20, 9, pairs=1.0) if scene.relation != "inside")
+    text = chat.answer(Example("What is in this picture?", "", "", picture=scene, thinking=False))
+    assert text == f"The picture shows {plain_caption(ordered(scene))}."
+
+
+def test_it_answers_as_json_and_in_one_word(chat: Chat) -> None:
+    scene = single("circle", "red", "blue")
+    asked = {"Describe the picture. Answer as JSON.": json.dumps(picture_facts(scene)), "What shape is it? Answer in one word.": "circle"}
+    assert [chat.answer(Example(question, "", "", picture=scene, thinking=False)) for question in asked] == list(asked.values())
 
 
 def test_it_draws_what_is_asked_for(pipeline: Any) -> None:
