@@ -19,7 +19,7 @@ SHARE = 1.0
 
 # Where the shipped weights do not reach the threshold: a share below which they must not fall.
 NOT_YET = {
-    "LoRA: shapes become outlines": 0.65,
+    "LoRA: shapes become outlines": 0.6,
     "Tandem, new phrasings": 0.58,
     "Tandem, new phrasings, thinking": 0.52,
     "small talk, new phrasings": 0.55,
