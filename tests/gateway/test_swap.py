@@ -151,8 +151,10 @@ async def test_usage_with_cost_and_keep_alive_comments_reach_the_client() -> Non
     async with scripted_upstream(openrouter_like) as hosted:
         upstream = {"kind": "openrouter", "base_url": hosted.base_url, "api_key": "or-key"}
         async with live_gateway(one_model(("or", "a/b"), upstreams={"or": upstream})) as live, live.http() as http:
-            reply = await http.post(CHAT, json={"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True})
+            body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+            reply = await http.post(CHAT, json=body | {"stream_options": {"include_usage": True}})
             assert f'"cost":{COST}' in reply.text
+            assert "usage" not in (await http.post(CHAT, json=body)).text  # nobody gets what was not asked for
             assert ": OPENROUTER PROCESSING" in reply.text
 
 
