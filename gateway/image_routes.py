@@ -28,7 +28,7 @@ from gateway.description import EVENTS, Responses, body_of, errors, reply
 from gateway.errors import to_gateway_error
 from gateway.image_request import ImageRequest
 from gateway.jobs import ImageJob, JobQueue
-from gateway.record import CLIENT_LEFT, RequestRecord, Sink, note_departure, note_failure
+from gateway.record import CLIENT_LEFT, Outcome, RequestRecord, Sink, note_departure, note_failure
 from gateway.routing import Route, Router
 from local_models.runtime import Runtime
 
@@ -152,9 +152,9 @@ class _Events(EventSourceResponse):
 
     async def _server_sent(self, first: images.Event) -> AsyncGenerator[ServerSentEvent, None]:
         record = self._visit.record
-        outcome = "ok"
+        outcome: Outcome = "ok"
         async for event in images.to_the_end(first, self._rest):
             if event["type"] == "error":
                 outcome, record.error_code = "failed", event["error"]["code"]
             yield ServerSentEvent(orjson.dumps(event).decode(), event=event["type"])
-        record.outcome = "failed" if outcome == "failed" else "ok"
+        record.outcome = outcome
