@@ -176,7 +176,15 @@ class WholeAnswer:
 # Chains of `in`, written out: this runs for each read of each stream, and a generator over patterns takes five times as long.
 def _may_matter(frames: bytes) -> bool:
     """Whether frames after the first content hold anything that must be looked at."""
-    return b'"error"' in frames or b"[DONE]" in frames or _finishes(frames) or _counts(frames) or _reasons(frames)
+    return (
+        b'"error"' in frames
+        or b"[DONE]" in frames
+        or b'"finish_reason":"' in frames
+        or b'"finish_reason": "' in frames
+        or b'"usage":{' in frames
+        or b'"usage": {' in frames
+        or (b'"reasoning' in frames and any(pattern in frames for pattern in _REASONING))
+    )
 
 
 def _finishes(frames: bytes) -> bool:

@@ -98,7 +98,13 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
             return
         self._touched = True
-        problem = self._parse(data)
+        problem = None  # what is wrong with `data`; what was good before the fault has reached the callbacks below
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            problem = f"bytes that are not HTTP ({error})"
+        except httptools.HttpParserUpgrade:
+            problem = "an HTTP upgrade that was not asked for"
         if self._body:
             body, self._body = self._body, []
             self._receiver.on_data(body[0] if len(body) == 1 else b"".join(body))
@@ -118,16 +124,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._on_closed(self)
 
     # -- httptools --------------------------------------------------------------------------------------------------
-    def _parse(self, data: bytes) -> str | None:
-        """What is wrong with `data`, or None. What was good before the fault has reached the callbacks below."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            return f"bytes that are not HTTP ({error})"
-        except httptools.HttpParserUpgrade:
-            return "an HTTP upgrade that was not asked for"
-        return None
-
     def on_message_begin(self) -> None:
         if self._complete:
             raise ProtocolError("a second reply to one request")

@@ -113,9 +113,9 @@ class Endpoint:
             raise self._lost(lost) from lost
 
     async def _run(self, connection: UpstreamConnection, request: bytes, reply: AnyReply) -> AnyReply:
+        reply.watch()
         try:
-            with reply.watched():
-                await connection.exchange(request, reply)
+            await connection.exchange(request, reply)
         except (ConnectionLost, ProtocolError, errors.UpstreamError) as error:
             self.pool.discard(connection)
             if reply.answered:
@@ -126,6 +126,8 @@ class Endpoint:
         except BaseException:
             self.pool.discard(connection)
             raise
+        finally:
+            reply.unwatch()
         try:
             reply.finish()
         finally:

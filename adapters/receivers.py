@@ -7,8 +7,6 @@ the upstream back does not count against the upstream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from adapters import errors, sse
@@ -104,14 +102,15 @@ class Reply:
         return inside or errors.bad_reply(name, f"{kind} where {wanted} was asked for")
 
     # -- time -------------------------------------------------------------------------------------------------------
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch(self) -> None:
+        """From now on, until `unwatch`."""
         self._started = self._last = self._loop.time()
-        self._arm(self._due()[0])
-        try:
-            yield
-        finally:
-            self._timer.cancel()
+        limits = self._endpoint.timeouts
+        first = min(limits.idle_s, limits.total_s, limits.first_token_s if self.streams else limits.total_s)
+        self._timer = self._loop.call_at(self._started + first, self._check)
+
+    def unwatch(self) -> None:
+        self._timer.cancel()
 
     def _due(self) -> tuple[float, str, float]:
         """(when, what will have been missing, the limit): the limit that ends this exchange next if nothing more comes."""

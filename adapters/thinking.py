@@ -13,6 +13,7 @@ from reprlib import repr as shown  # a client's value in a message: its beginnin
 from typing import Any, Literal
 
 Dialect = Literal["chat_template_kwargs", "reasoning", "reasoning_effort", "as_given"]
+FIELDS = frozenset({"reasoning_effort", "reasoning", "chat_template_kwargs", "enable_thinking"})
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -35,6 +36,8 @@ class Thinking:
 
 def asked_for(fields: Mapping[str, Any]) -> Thinking:
     """What the client's fields say, whichever way they say it. Raises ThinkingFieldError."""
+    if FIELDS.isdisjoint(fields):
+        return Thinking()
     said: dict[str, bool] = {}
     effort = None
     reasoning_effort = fields.get("reasoning_effort")

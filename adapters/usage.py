@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 BYTES_PER_TOKEN = 4  # of English text, for estimates; OpenAI's rule of thumb
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """cost_usd: the upstream's own figure, or None. estimated: counted by us, because the upstream's count never came."""
 
     prompt_tokens: int
@@ -35,8 +33,8 @@ def usage_in(document: Mapping[str, Any]) -> Usage | None:
     return Usage(
         prompt_tokens=_count(found, "prompt_tokens"),
         completion_tokens=_count(found, "completion_tokens"),
-        cached_tokens=_count(prompt, "cached_tokens"),
-        reasoning_tokens=_count(completion, "reasoning_tokens"),
+        cached_tokens=_count(prompt, "cached_tokens") if isinstance(prompt, dict) else 0,
+        reasoning_tokens=_count(completion, "reasoning_tokens") if isinstance(completion, dict) else 0,
         cost_usd=float(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) and cost >= 0 else None,
     )
 
@@ -47,6 +45,6 @@ def estimated(prompt_characters: int, chunks: int, answer_bytes: int) -> Usage:
     return Usage(-(-prompt_characters // BYTES_PER_TOKEN), answer_tokens, estimated=True)
 
 
-def _count(holder: Any, name: str) -> int:
-    value = holder.get(name) if isinstance(holder, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _count(holder: Mapping[str, Any], name: str) -> int:
+    value = holder.get(name)
+    return value if type(value) is int and value > 0 else 0

@@ -50,14 +50,16 @@ class Admission:
         if by_key is None or by_key.limits is not key.limits:
             by_key = self._tally_of(key)
         by_model = self._models.get(model) or self._tally_of_model(model)
+        headers: RawHeaders = []
         if by_key.limited or by_model.limited:
             self._check(by_key, by_model, tokens)
             by_key.take(tokens)
             by_model.take(tokens)
+            headers = _rate_headers(by_key, by_model)
         else:
             by_key.in_flight += 1
             by_model.in_flight += 1
-        return Admitted(self, by_key, by_model, tokens)
+        return Admitted(self, by_key, by_model, tokens, headers)
 
     def counts_tokens(self, key: ApiKey, model: str) -> bool:
         """Whether `admit` needs to know how many a request will use."""
@@ -104,7 +106,9 @@ class Admission:
         if of_key is not None or of_model is not None:
             refusals = [refusal for refusal in (of_key, of_model) if refusal is not None]
             told = max(refusals, key=lambda refusal: (_RANKS.index(refusal.kind), refusal.wait_s))
-            raise _refused(told, max(refusal.wait_s for refusal in refusals), _rate_headers(by_key, by_model, now))
+            by_key.fill(now)
+            by_model.fill(now)
+            raise _refused(told, max(refusal.wait_s for refusal in refusals), _rate_headers(by_key, by_model))
 
     def _tally_of(self, key: ApiKey) -> Tally:
         tally = self._key_tally(key.id)
@@ -122,20 +126,16 @@ class Admission:
 
 
 class Admitted:
-    """What one request holds until it is released."""
+    """What one request holds until it is released. headers: x-ratelimit-* as of its admission, of the key or the model, whichever leaves
 
-    __slots__ = ("_admission", "_by_key", "_by_model", "_released", "_tokens")
+    less; none where neither has a rate.
+    """
 
-    def __init__(self, admission: Admission, by_key: Tally, by_model: Tally, tokens: int) -> None:
+    __slots__ = ("_admission", "_by_key", "_by_model", "_released", "_tokens", "headers")
+
+    def __init__(self, admission: Admission, by_key: Tally, by_model: Tally, tokens: int, headers: RawHeaders) -> None:
         self._admission, self._by_key, self._by_model, self._tokens, self._released = admission, by_key, by_model, tokens, False
-
-    @property
-    def headers(self) -> RawHeaders:
-        """x-ratelimit-* as of now, of the key or the model, whichever leaves less; none where neither has a rate."""
-        by_key, by_model = self._by_key, self._by_model
-        if not (by_key.limited or by_model.limited):
-            return []
-        return _rate_headers(by_key, by_model, self._admission.now())
+        self.headers = headers
 
     def release(self, tokens: int | None, cost_usd: float | None) -> None:
         """Give back the place of this request and book what it really used. Only the first call counts.
@@ -185,9 +185,10 @@ def _refused(told: Refusal, wait_s: float, rates: RawHeaders) -> GatewayError:
     return GatewayError(429, told.message, code, kind, headers=headers)
 
 
-def _rate_headers(by_key: Tally, by_model: Tally, now: float) -> RawHeaders:
-    requests = _tighter(by_key.requests, by_model.requests, now)
-    tokens = _tighter(by_key.tokens, by_model.tokens, now)
+def _rate_headers(by_key: Tally, by_model: Tally) -> RawHeaders:
+    """As of the time to which their buckets have been filled."""
+    requests = _tighter(by_key.requests, by_model.requests)
+    tokens = _tighter(by_key.tokens, by_model.tokens)
     headers: RawHeaders = []
     if requests is not None:
         limit, remaining, reset = _rate(requests)
@@ -206,15 +207,10 @@ def _rate_headers(by_key: Tally, by_model: Tally, now: float) -> RawHeaders:
     return headers
 
 
-def _tighter(one: Bucket | None, other: Bucket | None, now: float) -> Bucket | None:
-    """The one that holds less now."""
+def _tighter(one: Bucket | None, other: Bucket | None) -> Bucket | None:
+    """The one that holds less."""
     if one is None or other is None:
-        only = one or other
-        if only is not None:
-            only.fill(now)
-        return only
-    one.fill(now)
-    other.fill(now)
+        return one or other
     return one if one.level <= other.level else other
 
 

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,10 +158,10 @@ def create_app(
 
 def _request_id(scope: Scope) -> str:
     """The client's own id where it is fit for a header and a log; a new one otherwise."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value.decode())
-    return f"req_{secrets.token_hex(12)}"
+    given = dict(scope["headers"]).get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return str(given.decode())
+    return f"req_{random.getrandbits(96):024x}"  # not a secret, and the kernel's generator costs ten times as much
 
 
 def _naming_request(send: Send, request_id: str) -> Send:

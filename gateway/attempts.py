@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +35,6 @@ class Attempts:
     targets: Sequence[Target[ChatUpstream]]
     record: RequestRecord
     sdk_retries: int = 0
-    chance: random.Random = field(default_factory=random.Random)
     last: Target[ChatUpstream] | None = None  # the one asked last: that which answered, if any did
     _asked_at: float = 0.0
     _made: int = 0
@@ -116,7 +114,7 @@ class Attempts:
         return [target for target in self.route.usable if reason in target.deployment.only_after]
 
     def _plan_retry(self, error: Failure, target: Target[ChatUpstream], retry_at: list[tuple[float, Target[ChatUpstream]]]) -> None:
-        wait_s = None if self.sdk_retries else wait_before_retry(error, self._retries, self.chance, time.time())
+        wait_s = None if self.sdk_retries else wait_before_retry(error, self._retries, self.route.chance, time.time())
         if wait_s is None or not target.condition.breaker.allows(time.monotonic()):
             return
         if self._waited_s + wait_s <= self.route.model.routing.max_wait_s:

@@ -50,7 +50,7 @@ class KeyRing:
         now = self.clock()
         if not 0 <= now - self._looked_at < LOOK_AGAIN_S:  # a clock that was set back must not blind us until it has caught up
             self.refresh()
-        given = _key_in(headers)
+        given = _key_in(dict(headers))
         if not given:
             raise unauthorized(f"no API key: send it as 'Authorization: Bearer KEY'; {self.hint}")
         # How long the look-up takes may tell something of a digest: nothing that helps to find a key, least of all one of 256 random bits.
@@ -115,11 +115,8 @@ def _write_private(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _key_in(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    api_key = b""
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip()
-        if name == b"x-api-key":
-            api_key = value.strip()
-    return api_key
+def _key_in(headers: Mapping[bytes, bytes]) -> bytes:
+    bearer = headers.get(b"authorization")
+    if bearer is not None and bearer[:7].lower() == b"bearer ":
+        return bearer[7:].strip()
+    return headers.get(b"x-api-key", b"").strip()

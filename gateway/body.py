@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from gateway.errors import too_large, too_slow
+from gateway.http_protocol import cycle_of
 from gateway.stepping import Stepped
 
 PART_S = 60.0  # that a client may let pass between two parts of its body
@@ -22,6 +23,9 @@ DISCARD_S = 10.0
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises GatewayError: 413 above `limit` bytes, 408 where it stops coming. ClientDisconnect where the client leaves."""
+    whole = cycle_of(scope).whole_body(limit)
+    if whole is not None:
+        return whole
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             await _discard(receive, limit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from gateway.chat_request import check_for_model, expected_tokens, parse, prompt
 from gateway.client_stream import ClientStream
 from gateway.departure import Departure
 from gateway.errors import GatewayError, shutting_down, to_gateway_error
+from gateway.http_protocol import cycle_of
 from gateway.record import RequestRecord, Sink, note_departure, note_failure
 from gateway.respond import RawHeaders, send_error, send_json
 from gateway.routing import Route, Router, Target
@@ -81,9 +82,9 @@ class ChatCompletions:
         call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest)
         exchange = _Exchange(attempts, call, record, started)
         try:
-            with Departure(receive) as departure:
+            with Departure(scope) as departure:
                 if record.stream:
-                    await exchange.stream(ClientStream(send, headers, exchange.answer_headers))
+                    await exchange.stream(ClientStream(send, cycle_of(scope).push, headers, exchange.answer_headers))
                 else:
                     await exchange.complete(send, headers)
             if departure.gone:
@@ -99,18 +100,17 @@ def _attempts(route: Route[ChatUpstream], scope: Scope, fields: dict[str, object
     targets = route.in_turn(affinity_key(route.model.routing.strategy, scope["headers"], fields), now)
     if not targets:
         raise resting(route, now)
-    sdk_retries = 0
-    for name, value in scope["headers"]:
-        if name == b"x-stainless-retry-count" and value.isdigit():  # how often the SDK has tried this request before
-            sdk_retries = int(value)
-        elif name == b"traceparent":
-            record.traceparent = value.decode("latin-1")
-    return Attempts(route, targets, record, sdk_retries)
+    headers = dict(scope["headers"])
+    traceparent = headers.get(b"traceparent")
+    if traceparent is not None:
+        record.traceparent = traceparent.decode("latin-1")
+    retries = headers.get(b"x-stainless-retry-count", b"")  # how often the SDK has tried this request before
+    return Attempts(route, targets, record, int(retries) if retries.isdigit() else 0)
 
 
 def _upstream_request_id(request_id: str) -> str:
     """An id that no other request has, for vLLM keys its engine by it and a client may send one id twice. Begins with the client's."""
-    return f"{request_id}-{secrets.token_hex(4)}"
+    return f"{request_id}-{random.getrandbits(32):08x}"
 
 
 @dataclass(slots=True)

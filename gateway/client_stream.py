@@ -30,17 +30,17 @@ STREAM_HEADERS: RawHeaders = [
 
 
 class ClientStream:
-    """An adapters.base.Client over ASGI `send`.
+    """An adapters.base.Client over ASGI `send`. push: sends one more part of a body that has begun, now; or says that it cannot.
 
     headers: sent in any case. answer_headers: what is known of the answer when its first content comes, if that is before the hold is over.
     """
 
-    def __init__(self, send: Send, headers: RawHeaders, answer_headers: Callable[[], RawHeaders]) -> None:
+    def __init__(self, send: Send, push: Callable[[bytes], bool], headers: RawHeaders, answer_headers: Callable[[], RawHeaders]) -> None:
         self.started = False  # the response's status and headers are out
         self.began = False  # content is out: nobody else may answer any more
         self.headers = headers
         self._answer_headers = answer_headers
-        self.send = send
+        self.send, self._push = send, push
         self._loop = asyncio.get_running_loop()
         self._blocked: Stepped | None = None  # a send that waits for the client
         self._pending: deque[Message] = deque()
@@ -50,8 +50,10 @@ class ClientStream:
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def write(self, frames: bytes, source: Source) -> None:
-        self.began = True
         self._due = self._loop.time() + HEARTBEAT_S
+        if self.began and self._blocked is None and self._push(frames):
+            return
+        self.began = True
         self._put(frames, None if self.started else self._answer_headers())
         if self._blocked is not None:
             self._paused = source

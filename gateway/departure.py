@@ -8,47 +8,38 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Any
 
-from starlette.types import Message, Receive
+from starlette.types import Scope
 
-from gateway.stepping import Stepped
+from gateway.http_protocol import cycle_of
 
 
 class Departure:
-    """`with Departure(receive):` cancels the current task when the client goes, and swallows that cancellation at the block's end.
+    """`with Departure(scope):` cancels the current task when the client goes, and swallows that cancellation at the block's end.
 
     gone: whether that has happened. Use it after the request's body has been read in full.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    __slots__ = ("_cycle", "_task", "gone")
+
+    def __init__(self, scope: Scope) -> None:
         self.gone = False
-        self._receive = receive
+        self._cycle = cycle_of(scope)
 
     def __enter__(self) -> Departure:
         task = asyncio.current_task()
         assert task is not None, "a request is handled in a task"
         self._task = task
-        self._watch()
+        self._cycle.watch(self._left)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self._watching.close()
-        del self._watching  # it refers to this object: together they would keep the request alive until the collector comes
+        self._cycle.unwatch()  # it refers to this object: together they would keep the request alive until the collector comes
         if not self.gone:
             return False
         self._task.uncancel()
         return kind is asyncio.CancelledError
 
-    def _watch(self) -> None:
-        # receive() is a coroutine in every ASGI server; the type only promises an awaitable
-        coroutine: Any = self._receive()
-        self._watching = Stepped(coroutine, self._received)
-        self._watching.start()
-
-    def _received(self, message: Message) -> None:
-        if message["type"] == "http.disconnect":
-            self.gone = True
-            self._task.cancel()
-        else:
-            self._watch()
+    def _left(self) -> None:
+        self.gone = True
+        self._task.cancel()

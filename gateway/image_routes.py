@@ -89,7 +89,7 @@ async def _generate(door: ImageDoor, request: Request, visit: _Visit) -> Respons
     visit.job = job
     headers = {name.decode(): value.decode() for name, value in visit.admitted.headers}
     events = images.run_job(job, route, door.queues, door.runtime)
-    with Departure(request.receive):
+    with Departure(request.scope):
         if not asked.stream:
             async with aclosing(events):
                 reply = JSONResponse(await images.collect(job, events), headers=headers)

@@ -134,6 +134,13 @@ class Tally:
             return Refusal("concurrency", self._too_many(limits.concurrent_requests), SLOT_WAIT_S)
         return None
 
+    def fill(self, now: float) -> None:
+        """Bring the levels to what they are now."""
+        if self.tokens is not None:
+            self.tokens.fill(now)
+        if self.requests is not None:
+            self.requests.fill(now)
+
     def take(self, tokens: int) -> None:
         """One more request, which `refusal` has nothing against at this moment."""
         self.in_flight += 1
@@ -145,7 +152,8 @@ class Tally:
     def correct(self, surplus: int, now: float) -> None:
         """A request has ended that took `surplus` tokens more than it used; negative: fewer."""
         if self.tokens is not None:
-            self.tokens.fill(now)
+            if surplus < 0:
+                self.tokens.fill(now)  # what has come in meanwhile pays first: a full bucket takes in no more
             self.tokens.add(surplus)
 
     def spend(self, usd: float, today: Calendar) -> None:

@@ -34,7 +34,11 @@ DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 1
 INFINITE = float("inf")
 _STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 
+_DIRECTIONS = ("prompt", "completion", "cached", "reasoning")
+MAX_SERIES = 2000
+
 Labels = tuple[str, ...]
+_Told = tuple[str, str, str, int, str, str | None]
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -102,41 +106,71 @@ class Metrics:
             ("route",),
             OVERHEAD_BUCKETS_S,
         )
+        self._series: dict[_Told, _Series] = {}
         self.registry = CollectorRegistry()
         self.registry.register(_Families(self._families))
         ProcessCollector(registry=self.registry)
 
     def __call__(self, record: RequestRecord) -> None:
         """Count one request that has ended."""
+        told = (record.route, record.model, record.upstream, record.status, record.outcome, record.error_code)
+        series = self._series.get(told)
+        if series is None:
+            series = self._new_series(record, told)
+        series.requests.value += 1
+        series.duration.observe(record.duration_s)
+        series.overhead.observe(record.overhead_s)
+        attempts = record.attempts
+        if len(attempts) == 1 and attempts[0].error is None:
+            series.answered.value += 1
+        else:
+            for attempt in attempts:
+                self._attempts.cell((series.model, self._names.upstream(attempt.upstream), known_code(attempt.error))).value += 1
+        if record.first_token_s is not None:
+            series.first_token.observe(record.first_token_s)
+            if record.stream and record.chunks:
+                series.inter_token.observe(max(0.0, record.duration_s - record.first_token_s) / record.chunks)
+        if record.cost_usd is not None:
+            series.cost.value += record.cost_usd
+        if record.images:
+            self._images.cell((series.model,)).value += record.images
+        usage = record.usage
+        if usage is not None:
+            tokens = series.estimated_tokens if usage.estimated else series.tokens
+            tokens.prompt.value += usage.prompt_tokens
+            tokens.completion.value += usage.completion_tokens
+            if usage.cached_tokens:
+                tokens.cached.value += usage.cached_tokens
+            if usage.reasoning_tokens:
+                tokens.reasoning.value += usage.reasoning_tokens
+
+    def forget(self) -> None:
+        """Look at the names anew, for they have changed. What was counted stays."""
+        self._series.clear()
+
+    def _new_series(self, record: RequestRecord, told: _Told) -> _Series:
+        """What such requests are counted in. Under a pattern there is no end of models: the oldest are forgotten, not their counts."""
+        if len(self._series) >= MAX_SERIES:
+            del self._series[next(iter(self._series))]
         route, model, upstream = known_route(record.route), self._names.model(record.model), self._names.upstream(record.upstream)
         status = _STATUS_CLASSES[record.status // 100] if record.status < 600 else "5xx"
-        self._requests.add((route, model, upstream, status, record.outcome, known_code(record.error_code)))
-        for attempt in record.attempts:
-            self._attempts.add((model, self._names.upstream(attempt.upstream), known_code(attempt.error)))
-        self._duration.observe((route, model), record.duration_s)
-        self._overhead.observe((route,), record.overhead_s)
         who = (model, upstream)
-        if record.first_token_s is not None:
-            self._first_token.observe(who, record.first_token_s)
-            if record.stream and record.chunks:
-                self._inter_token.observe(who, max(0.0, record.duration_s - record.first_token_s) / record.chunks)
-        if record.cost_usd is not None:
-            self._cost.add(who, record.cost_usd)
-        if record.images:
-            self._images.add((model,), record.images)
-        if record.usage is not None:
-            self._count_tokens(record, model, upstream)
+        series = self._series[told] = _Series(
+            model=model,
+            requests=self._requests.cell((route, model, upstream, status, record.outcome, known_code(record.error_code))),
+            answered=self._attempts.cell((model, upstream, known_code(None))),
+            duration=self._duration.cell((route, model)),
+            overhead=self._overhead.cell((route,)),
+            first_token=self._first_token.cell(who),
+            inter_token=self._inter_token.cell(who),
+            cost=self._cost.cell(who),
+            tokens=self._tokens_of(model, upstream, "false"),
+            estimated_tokens=self._tokens_of(model, upstream, "true"),
+        )
+        return series
 
-    def _count_tokens(self, record: RequestRecord, model: str, upstream: str) -> None:
-        usage = record.usage
-        assert usage is not None
-        estimated = "true" if usage.estimated else "false"
-        self._tokens.add((model, upstream, "prompt", estimated), usage.prompt_tokens)
-        self._tokens.add((model, upstream, "completion", estimated), usage.completion_tokens)
-        if usage.cached_tokens:
-            self._tokens.add((model, upstream, "cached", estimated), usage.cached_tokens)
-        if usage.reasoning_tokens:
-            self._tokens.add((model, upstream, "reasoning", estimated), usage.reasoning_tokens)
+    def _tokens_of(self, model: str, upstream: str, estimated: str) -> _Tokens:
+        return _Tokens(*(self._tokens.cell((model, upstream, direction, estimated)) for direction in _DIRECTIONS))
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Everything as text, and its content type, in the format that the Accept header asks for.
@@ -217,29 +251,46 @@ class _Families(Collector):
         return self._families()
 
 
+@dataclass(slots=True)
+class _Cell:
+    """One value of a counter."""
+
+    value: float = 0.0
+
+
 class _Count:
     """A counter with labels. Not prometheus_client's own: its locks and checks cost three times as much, and one thread counts here."""
 
     def __init__(self, name: str, documentation: str, labels: Labels) -> None:
         self._name, self._documentation, self._labels = name, documentation, labels
-        self._values: dict[Labels, float] = {}
+        self._cells: dict[Labels, _Cell] = {}
 
-    def add(self, labels: Labels, amount: float = 1) -> None:
-        self._values[labels] = self._values.get(labels, 0) + amount
+    def cell(self, labels: Labels) -> _Cell:
+        found = self._cells.get(labels)
+        if found is None:
+            found = self._cells[labels] = _Cell()
+        return found
 
     def family(self) -> Metric:
+        """Of what has been counted; a cell may have been made in advance."""
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
+        for labels, cell in self._cells.items():
+            if cell.value:
+                family.add_metric(labels, cell.value)
         return family
 
 
-@dataclass(slots=True)
 class _Observed:
     """counts: observations in each bucket, not those below it; the last is for what is above every bound."""
 
-    counts: list[int]
-    total: float = 0.0
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
 
 class _Spread:
@@ -249,22 +300,49 @@ class _Spread:
         self._name, self._documentation, self._labels, self._bounds = name, documentation, labels, bounds
         self._observed: dict[Labels, _Observed] = {}
 
-    def observe(self, labels: Labels, value: float) -> None:
-        observed = self._observed.get(labels)
-        if observed is None:
-            observed = self._observed[labels] = _Observed([0] * (len(self._bounds) + 1))
-        observed.counts[bisect_left(self._bounds, value)] += 1
-        observed.total += value
+    def cell(self, labels: Labels) -> _Observed:
+        found = self._observed.get(labels)
+        if found is None:
+            found = self._observed[labels] = _Observed(self._bounds)
+        return found
 
     def family(self) -> Metric:
+        """Of what has been observed; a cell may have been made in advance."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         for labels, observed in self._observed.items():
             buckets, below = [], 0
             for bound, count in zip((*self._bounds, INFINITE), observed.counts, strict=True):
                 below += count
                 buckets.append(("+Inf" if bound == INFINITE else repr(bound), below))
-            family.add_metric(labels, buckets, observed.total)
+            if below:
+                family.add_metric(labels, buckets, observed.total)
         return family
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """By _DIRECTIONS."""
+
+    prompt: _Cell
+    completion: _Cell
+    cached: _Cell
+    reasoning: _Cell
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """Where requests that end alike are counted: the labels are looked up once for all of them."""
+
+    model: str
+    requests: _Cell
+    answered: _Cell
+    duration: _Observed
+    overhead: _Observed
+    first_token: _Observed
+    inter_token: _Observed
+    cost: _Cell
+    tokens: _Tokens
+    estimated_tokens: _Tokens
 
 
 def _gauge(name: str, documentation: str, label: str, values: Mapping[str, float]) -> Metric:

@@ -77,6 +77,7 @@ class Observers:
         """From now on this configuration's names. How the log looks and where traces go stays as it was at the start."""
         self._settings = settings
         self._names.know(settings)
+        self.metrics.forget()
         if self._traces is not None:
             self._traces.know(settings)
 

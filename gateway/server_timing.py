@@ -14,13 +14,9 @@ def server_timing(total_s: float, upstream_s: float, queue_s: float | None = Non
     total_s: from the request's start until now. upstream_s: how much of it was waiting for upstreams and engines.
     queue_s: how much of upstream_s was waiting for a place, where there was a queue. Overhead is what is left to the gateway itself.
     """
-    parts = [("total", total_s), ("upstream", upstream_s)]
-    if queue_s is not None:
-        parts.append(("queue", queue_s))
-    parts.append(("overhead", total_s - upstream_s))
-    return ", ".join(f"{name};dur={_milliseconds(duration_s)}" for name, duration_s in parts).encode()
-
-
-def _milliseconds(duration_s: float) -> str:
-    """To the microsecond, without an exponent or needless zeros."""
-    return f"{max(0.0, duration_s) * 1000:.3f}".rstrip("0").rstrip(".")
+    total, upstream = max(0.0, total_s) * 1000, max(0.0, upstream_s) * 1000
+    overhead = max(0.0, total - upstream)
+    if queue_s is None:
+        return b"total;dur=%.3f, upstream;dur=%.3f, overhead;dur=%.3f" % (total, upstream, overhead)
+    queue = max(0.0, queue_s) * 1000
+    return b"total;dur=%.3f, upstream;dur=%.3f, queue;dur=%.3f, overhead;dur=%.3f" % (total, upstream, queue, overhead)

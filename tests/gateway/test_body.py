@@ -14,7 +14,15 @@ from gateway.body import read_body
 from gateway.errors import GatewayError
 from tests.gateway.live import KEY, image_settings, live_gateway
 
-SCOPE: Scope = {"type": "http", "headers": []}
+
+class NothingYet:
+    """A cycle whose request's body has not come with its head."""
+
+    def whole_body(self, limit: int) -> None:
+        return None
+
+
+SCOPE: Scope = {"type": "http", "headers": [], "extensions": {"tandem.cycle": NothingYet()}}
 
 
 class Arriving:

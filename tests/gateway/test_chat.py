@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from adapters.build import engine_specs
 from gateway import client_stream
 from gateway.client_stream import ClientStream
 from gateway.departure import Departure
+from gateway.http_protocol import Cycle
 from tests.gateway.live import ScriptedRuntime, chat_settings, live_gateway, settings_of
 from tests.scripted_upstream import Exchange, Request, answering, chunk, completion, failing, scripted_upstream
 
@@ -221,8 +221,8 @@ async def test_nothing_of_an_answered_request_waits_for_the_collector() -> None:
             while live.server.server_state.tasks:
                 await asyncio.sleep(0.001)
             # type(), not isinstance(): that would ask every object of every library for its class, and some warn when asked
-            kept = [thing for thing in gc.get_objects() if type(thing) in (Departure, ClientStream, RequestResponseCycle)]
-            assert [type(thing).__name__ for thing in kept] == ["RequestResponseCycle"]  # of the connection that is still open
+            kept = [thing for thing in gc.get_objects() if type(thing) in (Departure, ClientStream, Cycle)]
+            assert [type(thing).__name__ for thing in kept] == ["Cycle"]  # of the connection that is still open
         finally:
             gc.enable()
 
