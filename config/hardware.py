@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from config.environments import EngineDevice
 
 _QUERY = ["--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
 _TIMEOUT_S = 10
@@ -39,7 +40,7 @@ def find_gpus(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     return parse_gpus(answer.stdout) if answer.returncode == 0 else ()
 
 
-def engine_device(environ: Mapping[str, str], kfd: Path = Path("/dev/kfd")) -> Literal["cuda", "rocm", "cpu"]:
+def engine_device(environ: Mapping[str, str], kfd: Path = Path("/dev/kfd")) -> EngineDevice:
     """Which build of an engine this machine can use. kfd: the device file of AMD's driver."""
     if find_gpus(environ):
         return "cuda"

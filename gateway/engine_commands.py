@@ -146,10 +146,12 @@ def _size(environment: Environment) -> int:
 def _state(environment: Environment) -> str:
     manifest = environment.manifest
     if environment.problem is not None or manifest is None:
-        return f"broken: {environment.problem}; install it again"
-    if not installer.is_made_by(installer.recipe_for(manifest.engine, manifest.device), environment):
-        return "not this Tandem's version: tandem engines upgrade " + manifest.engine
-    return "in use" if users_of(environment) else "ready"
+        return f"broken: {environment.problem}; install it again, or remove it"
+    state = "in use" if users_of(environment) else "ready"
+    known = manifest.engine in installer.ENGINES
+    if known and installer.is_made_by(installer.recipe_for(manifest.engine, manifest.device), environment):
+        return state
+    return f"{state}, not this Tandem's version: tandem engines upgrade {manifest.engine}"
 
 
 def upstreams_of(environment: Environment, settings: Settings, environments: tuple[Environment, ...]) -> list[str]:
@@ -222,7 +224,7 @@ def _installed(data_dir: Path, engine: str, device: str | None) -> list[Environm
 
 def _is_of(environment: Environment, engine: str, device: EngineDevice | None) -> bool:
     """By its name, which a broken one has too."""
-    return environment.name.startswith(f"{engine}-{device}-" if device else f"{engine}-")
+    return any(environment.name.startswith(f"{engine}-{kind}-") for kind in ([device] if device else DEVICES))
 
 
 def _with_meter(run: Callable[[Meter], int]) -> int:

