@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from config.environments import EngineDevice
+
 _QUERY = ["--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
 _TIMEOUT_S = 10
 
@@ -36,6 +38,13 @@ def find_gpus(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return parse_gpus(answer.stdout) if answer.returncode == 0 else ()
+
+
+def engine_device(environ: Mapping[str, str], kfd: Path = Path("/dev/kfd")) -> EngineDevice:
+    """Which build of an engine this machine can use. kfd: the device file of AMD's driver."""
+    if find_gpus(environ):
+        return "cuda"
+    return "rocm" if kfd.exists() else "cpu"
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+from config.environments import Environment, environment_for, find_environments, install_command
 from config.hardware import Gpu, find_gpus, has_vllm
 from config.schema import (
     BUILTIN_PREFIX,
@@ -30,12 +31,16 @@ from config.weights import Weights, find_weights
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found. engines: vLLM, by upstream name. weights: by the deployment's model. absent: files that are named but not there."""
+    """What was found. engines: vLLM where `python` or the PATH names it, by upstream name. weights: by the deployment's model.
+
+    absent: files that are named but not there. environments: of engines, those that Tandem installed.
+    """
 
     gpus: tuple[Gpu, ...] = ()
     engines: Mapping[str, bool] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
     absent: frozenset[Path] = frozenset()
+    environments: tuple[Environment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,8 @@ class Report:
         return tuple(model for model in self.models if not model.usable)
 
 
-def gather(settings: Settings, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Facts:
-    """Look at this machine, as far as these settings ask for it. builtin: directory of each builtin: name."""
+def gather(settings: Settings, builtin: Mapping[str, Path], environ: Mapping[str, str], data_dir: Path) -> Facts:
+    """Look at this machine, as far as these settings ask for it. builtin: directory of each builtin: name. data_dir: of Tandem."""
     used = [deployment for model in settings.models for deployment in model.deployments]
     local = [deployment for deployment in used if _is_local(settings, deployment)]
     engines: dict[str, bool] = {}
@@ -102,6 +107,7 @@ def gather(settings: Settings, builtin: Mapping[str, Path], environ: Mapping[str
         engines=engines,
         weights={deployment.model: find_weights(deployment.model, builtin, environ) for deployment in local},
         absent=frozenset(path for deployment in used for _, path in _tls_files(settings, deployment) if not path.is_file()),
+        environments=find_environments(data_dir) if engines else (),
     )
 
 
@@ -132,8 +138,11 @@ def _missing(settings: Settings, model: ModelSpec, deployment: Deployment, facts
             key = [] if problem is None else [Missing("no API key", f"export {variable}=...")]
             return [*key, *_missing_files(settings, deployment, facts)]
         case VllmUpstream():
-            engine = [] if facts.engines.get(deployment.upstream) else [_missing_vllm(deployment.upstream, spec)]
-            return [*_missing_gpu(settings, deployment, facts), *engine, *_missing_weights(model, deployment, facts)]
+            installed = environment_for(spec.device, facts.environments) if spec.python is None else None
+            has_engine = installed is not None or facts.engines.get(deployment.upstream)
+            engine = [] if has_engine else [_missing_vllm(deployment.upstream, spec)]
+            gpu = [] if _needs_no_nvidia_gpu(installed) else _missing_gpu(settings, deployment, facts)
+            return [*gpu, *engine, *_missing_weights(model, deployment, facts)]
         case TransformersUpstream() | DiffusersUpstream():
             return [*_missing_gpu(settings, deployment, facts), *_missing_weights(model, deployment, facts)]
     assert_never(spec)
@@ -167,14 +176,17 @@ def _missing_gpu(settings: Settings, deployment: Deployment, facts: Facts) -> li
     return [Missing("no NVIDIA GPU", "use a machine that has one with its driver (nvidia-smi must work), or another profile")]
 
 
+def _needs_no_nvidia_gpu(installed: Environment | None) -> bool:
+    """Whether the engine in this environment runs on something else."""
+    return installed is not None and installed.manifest is not None and installed.manifest.device != "cuda"
+
+
 def _missing_vllm(name: str, spec: VllmUpstream) -> Missing:
+    command = install_command(spec.device)
     if spec.python is not None:
-        return Missing(f"no vLLM at {spec.python}", f"{spec.python} -m pip install vllm, or correct 'python' of '{name}'")
-    remedy = (
-        "python3 -m venv ~/vllm && ~/vllm/bin/pip install vllm, then export PATH=$PATH:~/vllm/bin"
-        f" or set 'python: ~/vllm/bin/python' for '{name}'"
-    )
-    return Missing("vLLM is not installed", remedy)
+        remedy = f"correct 'python' of '{name}', or leave it out and run {command}"
+        return Missing(f"no vLLM at {spec.python}", remedy)
+    return Missing("vLLM is not installed", f"{command}, or set 'python' of '{name}' to that of an environment which has it")
 
 
 def _missing_weights(model: ModelSpec, deployment: Deployment, facts: Facts) -> list[Missing]:

@@ -397,7 +397,8 @@ class VllmUpstream(_LocalSpec):
     kind: Literal["vllm"]
     """Which kind of upstream. Required."""
     python: Path | None = None
-    """Python of the environment that has vLLM. Default null: `vllm` on the PATH."""
+    """Python of the environment that has vLLM. Default null: the one that `tandem engines install vllm` made for this device, else
+    `vllm` on the PATH."""
     idle_unload_s: float | None = Field(default=None, gt=0)
     """Seconds without a request before the engine is stopped. Default null: never (a start takes minutes)."""
 

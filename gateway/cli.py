@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Each command imports what it needs when it runs, so that help is quick.
 
-Exit codes: 0 done, 1 a model cannot be used or a download failed, 2 Tandem cannot start as asked (one line on stderr says why), 130 Ctrl-C.
+Exit codes: 0 done, 1 a model cannot be used, or a download or an installation failed, 2 Tandem cannot start as asked (one line on stderr
+says why), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.startup import Wishes
+    from gateway.startup import Choice, Wishes
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -67,15 +68,15 @@ def parser() -> argparse.ArgumentParser:
         help="validate the configuration and say what is missing",
         description="Validate the configuration; say for each public model name who answers for it, in order, and what is missing.",
     )
-    _add_options(check, "config")
+    _add_options(check, "config", "data")
     check.set_defaults(run=_check)
 
     models = commands.add_parser("models", help="list the models, or download their weights", description="List the public model names.")
-    _add_options(models, "config")
+    _add_options(models, "config", "data")
     models.set_defaults(run=_models)
     actions = models.add_subparsers(title="actions", metavar="ACTION")
     listing = actions.add_parser("list", help="list the public model names (the default)")
-    _add_options(listing, "config", inherited=True)
+    _add_options(listing, "config", "data", inherited=True)
     listing.set_defaults(run=_models)
     download = actions.add_parser(
         "download",
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     _add_options(download, "config", inherited=True)
     download.set_defaults(run=_download)
 
+    _add_engines(commands)
     _add_keys(commands)
     usage = commands.add_parser(
         "usage",
@@ -110,6 +112,32 @@ def parser() -> argparse.ArgumentParser:
     # Likewise: a bench has options of its own, and comes with a checkout only.
     commands.add_parser("bench", help="measure Tandem beside other gateways: `bench chat`", add_help=False)
     return top
+
+
+def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    engines = commands.add_parser(
+        "engines",
+        help="install, list, upgrade and remove engines: vLLM",
+        description="Engines in environments of their own below the data directory: install, list, upgrade and remove them.",
+    )
+    _add_options(engines, "config", "data")
+    engines.set_defaults(run=_list_engines, json=False)
+    actions = engines.add_subparsers(title="actions", metavar="ACTION")
+    listing = actions.add_parser("list", help="list what is installed (the default)")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    _add_options(listing, "config", "data", inherited=True)
+    listing.set_defaults(run=_list_engines)
+    for name, run, text, description in (
+        ("install", _install_engine, "install one", "Make an environment for an engine, at the version that this Tandem is tested with."),
+        ("upgrade", _upgrade_engine, "bring it to this Tandem's version", "Make what is installed equal to this Tandem's locks."),
+        ("remove", _remove_engine, "remove one", "Remove an engine's environment, unless an engine runs from it."),
+    ):
+        action = actions.add_parser(name, help=text, description=description)
+        action.add_argument("engine", metavar="ENGINE", help="vllm")
+        default = "what this machine has" if name == "install" else "what is installed"
+        action.add_argument("--device", metavar="DEVICE", help=f"cuda, rocm or cpu (default: {default})")
+        _add_options(action, "data", inherited=True)
+        action.set_defaults(run=run)
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -218,19 +246,65 @@ def _chat(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from gateway import listing, startup
 
-    return startup.reported(lambda: listing.check(startup.choose(_wishes(options), os.environ), os.environ))
+    return startup.reported(lambda: listing.check(*_chosen(options)))
 
 
 def _models(options: argparse.Namespace) -> int:
     from gateway import listing, startup
 
-    return startup.reported(lambda: listing.models(startup.choose(_wishes(options), os.environ), os.environ))
+    return startup.reported(lambda: listing.models(*_chosen(options)))
 
 
 def _download(options: argparse.Namespace) -> int:
     from gateway import downloads, startup
 
     return startup.reported(lambda: downloads.download(startup.choose(_wishes(options), os.environ).settings, options.name))
+
+
+def _list_engines(options: argparse.Namespace) -> int:
+    def run() -> int:
+        from gateway import engine_commands
+
+        choice, _, data_dir = _chosen(options)
+        return engine_commands.show(data_dir, choice.settings, options.json)
+
+    return _with_locks(run)
+
+
+def _install_engine(options: argparse.Namespace) -> int:
+    def run() -> int:
+        from gateway import engine_commands
+
+        return engine_commands.install(_data_dir(options), options.engine, options.device, os.environ)
+
+    return _with_locks(run)
+
+
+def _upgrade_engine(options: argparse.Namespace) -> int:
+    def run() -> int:
+        from gateway import engine_commands
+
+        return engine_commands.upgrade(_data_dir(options), options.engine, options.device)
+
+    return _with_locks(run)
+
+
+def _remove_engine(options: argparse.Namespace) -> int:
+    def run() -> int:
+        from gateway import engine_commands
+
+        return engine_commands.remove(_data_dir(options), options.engine, options.device)
+
+    return _with_locks(run)
+
+
+def _with_locks(run: Callable[[], int]) -> int:
+    from gateway import startup
+
+    if not (PROJECT / "requirements" / "engine.py").exists():
+        print("tandem: the engines' locks come with a checkout of Tandem, not with an installed package", file=sys.stderr)
+        return 2
+    return startup.reported(run)
 
 
 def _create_key(options: argparse.Namespace) -> int:
@@ -273,6 +347,19 @@ def _usage(options: argparse.Namespace) -> int:
             as_json=options.json,
         )
     )
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Choice, Mapping[str, str], Path]:
+    """Configuration, environment and data directory."""
+    from gateway import startup
+
+    return startup.choose(_wishes(options), os.environ), os.environ, _data_dir(options)
+
+
+def _data_dir(options: argparse.Namespace) -> Path:
+    from gateway import startup
+
+    return startup.data_dir_of(_wishes(options), os.environ)
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:

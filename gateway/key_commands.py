@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from config.schema import Limits
 from gateway.admin_keys import KeyView
 from gateway.api_key import ApiKey, NewKey, expiry
+from gateway.columns import aligned
 from gateway.key_file import KEYS_FILE, KeyFile, KeyFileError, UnknownKey
 from gateway.startup import CannotStart, prepare_data_dir
 
@@ -89,9 +90,7 @@ def table(keys: tuple[ApiKey, ...], now: float) -> Iterator[str]:
         yield "no managed keys; make one with `tandem keys create --name NAME`"
         return
     rows = [("ID", "NAME", "STATE", "CREATED", "EXPIRES", "MODELS", "LIMITS"), *(_row(key, now) for key in keys)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from aligned(rows)
 
 
 def _row(key: ApiKey, now: float) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from config import readiness
 from config.readiness import ModelReport, Report
@@ -13,23 +14,23 @@ from local_models.launch import BUILTIN_MODELS
 EXIT_UNUSABLE = 1
 
 
-def check(choice: Choice, environ: Mapping[str, str]) -> int:
+def check(choice: Choice, environ: Mapping[str, str], data_dir: Path) -> int:
     """Print the whole report. Returns 1 if a model cannot be used."""
-    report = _report(choice.settings, environ)
+    report = _report(choice.settings, environ, data_dir)
     for line in check_lines(choice, report):
         print(line)
     return EXIT_UNUSABLE if report.unusable else 0
 
 
-def models(choice: Choice, environ: Mapping[str, str]) -> int:
+def models(choice: Choice, environ: Mapping[str, str], data_dir: Path) -> int:
     """Print one line for each public name."""
-    for line in model_lines(choice.settings, _report(choice.settings, environ)):
+    for line in model_lines(choice.settings, _report(choice.settings, environ, data_dir)):
         print(line)
     return 0
 
 
-def _report(settings: Settings, environ: Mapping[str, str]) -> Report:
-    return readiness.check(settings, readiness.gather(settings, BUILTIN_MODELS, environ))
+def _report(settings: Settings, environ: Mapping[str, str], data_dir: Path) -> Report:
+    return readiness.check(settings, readiness.gather(settings, BUILTIN_MODELS, environ, data_dir))
 
 
 def check_lines(choice: Choice, report: Report) -> Iterator[str]:

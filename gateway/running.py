@@ -86,7 +86,7 @@ def _run_api(wishes: Wishes, environ: Mapping[str, str], *, with_chat_app: bool)
         if chat_port is not None:
             app = ChatApp(host, chat_port, startup.url(host, port, "/v1"), keys.plain, data_dir, environ)
         terminal = stack.enter_context(open_terminal())
-        terminal.show(banner.opening(choice, check(settings, gather(settings, BUILTIN_MODELS, environ)), str(data_dir)))
+        terminal.show(banner.opening(choice, check(settings, gather(settings, BUILTIN_MODELS, environ, data_dir)), str(data_dir)))
         terminal.busy("starting the API and the chat app" if app else "starting the API")
         source = Source(choice.config_file, lambda: startup.choose(wishes, environ).settings, terminal.say)
         return uvloop.run(_serve(_Plan(settings, environ, source, data_dir, keys, listener, host, port, app, terminal)))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import loader
+from config.environments import environment_for, find_environments
 from config.hardware import find_gpus, has_vllm
 from config.loader import ConfigError
 from config.schema import Settings
@@ -78,7 +79,8 @@ def _profile(wishes: Wishes, environ: Mapping[str, str]) -> tuple[str, str]:
         return environ["TANDEM_PROFILE"], "named by TANDEM_PROFILE"
     gpus = find_gpus(environ)
     largest = max(gpus, key=lambda gpu: gpu.total_bytes, default=None)
-    return choose_profile(largest, has_vllm(None, environ), bool(environ.get(KEY_VARIABLE)))
+    has_engine = environment_for("cuda", find_environments(data_dir_of(wishes, environ))) is not None or has_vllm(None, environ)
+    return choose_profile(largest, has_engine, bool(environ.get(KEY_VARIABLE)))
 
 
 def _with_wishes(settings: Settings, wishes: Wishes) -> Settings:

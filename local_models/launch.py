@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from config.environments import install_command
 from local_models.errors import StartFailed
 
 EngineKind = Literal["transformers", "diffusers", "vllm"]
@@ -44,7 +45,8 @@ _OWN_VLLM_FLAGS = frozenset({"--model", "--served-model-name", "--host", "--port
 class EngineSpec:
     """One engine process: a model on one local upstream.
 
-    python: interpreter of the environment that has the engine; None: Tandem's own, and for vLLM the one behind `vllm` on the PATH.
+    python: interpreter of the environment that has the engine; None: Tandem's own, and for vLLM the one that Tandem installed
+    (`local_models.installed`), else the one behind `vllm` on the PATH.
     args: further command-line flags. env: further variables; these may hold secrets.
     """
 
@@ -160,8 +162,8 @@ def _vllm_program(spec: EngineSpec, environ: Mapping[str, str]) -> tuple[Path, l
         if found is None:
             raise StartFailed(
                 spec.engine_id,
-                "there is no `vllm` on the PATH; install it in an environment of its own"
-                " and set `python` of the upstream to that environment's interpreter",
+                f"vLLM is not installed; `{install_command(spec.device)}` makes an environment for it,"
+                " or set `python` of the upstream to the interpreter of one that you made",
             )
         python = interpreter_of(Path(found))
         if python is None:

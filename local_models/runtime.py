@@ -15,12 +15,13 @@ from pathlib import Path
 
 from local_models.backoff import RestartPolicy
 from local_models.errors import RuntimeClosed, UnknownEngine
-from local_models.launch import EngineSpec, Launch, launch_engine
+from local_models.installed import launch_here
+from local_models.launch import EngineSpec, Launch
 from local_models.logs import log_path
 from local_models.process import Address, Process, State
 
 LaunchEngine = Callable[[EngineSpec, int, str], Launch]
-"""How to run this engine on this port with this key: `launch.launch_engine`, or a test's."""
+"""How to run this engine on this port with this key: `installed.launch_here`, or a test's."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class _Engine:
 class Runtime:
     """Owns every engine process. Made anywhere, used on one event loop, closed before that loop ends."""
 
-    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine = launch_engine) -> None:
-        self._logs, self._launch = data_dir / "logs", launch
+    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine | None = None) -> None:
+        self._logs, self._launch = data_dir / "logs", launch or partial(launch_here, data_dir)
         self._engines = {engine_id: self._made(spec) for engine_id, spec in engines.items()}
         self._leaving: dict[asyncio.Task[None], _Engine] = {}
         self._closed = False

@@ -88,16 +88,14 @@ def locked_packages(lock: str) -> list[str]:
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", lock, re.MULTILINE)
 
 
-def explain(output: str, free_bytes: int, where: Path) -> str:
+def explain(output: str, free_bytes: int, where: Path, needed_bytes: int = NEEDED_BYTES) -> str:
     """Why pip failed, in one line with the next step."""
     if "No space left on device" in output or "Disk quota exceeded" in output:
-        return f"no disk space left in {where} ({free_bytes // 1_000_000} MB free); about {NEEDED_BYTES // 1_000_000} MB are needed"
+        return f"no disk space left in {where} ({free_bytes // 1_000_000} MB free); about {needed_bytes // 1_000_000} MB are needed"
     if "DO NOT MATCH THE HASHES" in output:
         return "a downloaded package does not match its locked hash; nothing of it was installed. Check your pip settings (pip config list)"
     if _NO_NETWORK.search(output):
-        return (
-            "cannot download the packages; check the network, a proxy, and your pip settings (pip config list), then start ./tandem again"
-        )
+        return "cannot download the packages; check the network, a proxy, and your pip settings (pip config list), then run the same again"
     if "Permission denied" in output:
         return f"no permission to write in {where}"
     errors = [line for line in output.splitlines() if line.startswith(("ERROR:", "error:"))]
@@ -143,30 +141,122 @@ class Meter:
 # --- the steps -----------------------------------------------------------------------------------------------------------------------
 
 
-class Installer:
-    """Runs the steps in one environment. lock_fd is inherited by pip, so that an orphaned pip still holds the lock."""
+class Packages:
+    """Puts packages into one environment, with pip or uv, and shows how far it is.
 
-    def __init__(self, venv: Path, meter: Meter, log: TextIO, lock_fd: int) -> None:
-        self._venv = venv
-        self._python = venv / "bin" / "python"
+    pip: the command line up to `install`. lock_fd is inherited by the child, so that an orphaned pip still holds the lock.
+    needed_bytes: of disk, for the message when there was too little. pip_tells_progress: it is 24.1 or newer.
+    """
+
+    def __init__(
+        self,
+        environment: Path,
+        pip: list[str],
+        meter: Meter,
+        log: TextIO,
+        lock_fd: int,
+        needed_bytes: int = NEEDED_BYTES,
+        pip_tells_progress: bool = True,
+    ) -> None:
+        self._environment = environment
+        self._python = environment / "bin" / "python"
+        self._pip_install = [*pip, "--no-input", "--disable-pip-version-check", "install", "--no-compile"]
         self._meter = meter
         self._log = log
         self._lock_fd = lock_fd
+        self._needed_bytes = needed_bytes
+        self._progress_bar = "raw" if pip_tells_progress else "off"
+
+    def torch(self, arguments: list[str], uv: str | None, backend: str, total: int, start: float, end: float) -> None:
+        """The build for this machine: the one that pip's own settings offer beside the index, or else the one uv finds to fit.
+
+        pip alone would take several GB of CUDA libraries on any Linux, GPU or not. backend: auto or cpu, as uv takes it.
+        """
+        self._meter.show(start, "torch")
+        if self.run([*self._pip_install, "--no-index", *arguments], check=False) != 0:
+            self.uv_or_pip(uv, [f"--torch-backend={backend}", *arguments], arguments, total, start, end)
+
+    def uv_or_pip(self, uv: str | None, uv_arguments: list[str], pip_arguments: list[str], total: int, start: float, end: float) -> None:
+        """Install `total` packages while the bar moves from start to end; with pip where uv cannot. Raises InstallError."""
+        if uv is not None:
+            self._meter.show(start, "installing with uv")
+            if self._uv([uv, "pip", "install", "--python", str(self._python), *uv_arguments]) == 0:
+                self._meter.show(end, "installed with uv")
+                return
+            self._meter.say("uv could not install this part, trying pip")
+        self.pip(["--progress-bar", self._progress_bar, *pip_arguments], total, start, end)
+
+    def pip(self, arguments: list[str], total: int, start: float, end: float) -> None:
+        """Install `total` packages while the bar moves from start to end. Raises InstallError."""
+        self.run([*self._pip_install, *arguments], progress=Progress(total), start=start, end=end)
+
+    def _uv(self, command: list[str]) -> int:
+        """Exit status. uv draws its own progress, so on a terminal it gets the terminal."""
+        if not self._meter.moves:
+            return self.run([*command, "--quiet"], check=False)
+        self._log.write(f"$ {' '.join(command)}\n")
+        self._meter.end_line()
+        return subprocess.run(command, stdin=subprocess.DEVNULL, env=surroundings(), pass_fds=[self._lock_fd], check=False).returncode
+
+    def run(self, command: list[str], progress: Progress | None = None, start: float = 0.0, end: float = 0.0, check: bool = True) -> int:
+        """Exit status of a command whose output moves the bar from start to end. Raises InstallError if it fails and check is set."""
+        self._log.write(f"$ {' '.join(command)}\n")
+        output: list[str] = []
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=surroundings(),
+            pass_fds=[self._lock_fd],
+        ) as child:
+            try:
+                before = self._count_installed()
+                for line in _lines(child):
+                    if line:
+                        output.append(line)
+                        self._log.write(line if not line.startswith("Progress ") else "")
+                    if progress is not None:
+                        progress = after_line(progress, line)
+                        progress = replace(progress, installed=self._count_installed() - before) if progress.installing else progress
+                        self._meter.show(start + (end - start) * progress.share(), progress.label)
+                status = child.wait()
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+        if status != 0 and check:
+            folder = self._environment.parent
+            raise InstallError(explain("".join(output), shutil.disk_usage(folder).free, folder, self._needed_bytes))
+        return status
+
+    def _count_installed(self) -> int:
+        return sum(1 for _ in self._environment.glob("lib/python*/site-packages/*.dist-info/RECORD"))
+
+
+class Installer:
+    """Runs the steps for Tandem's own environment."""
+
+    def __init__(self, venv: Path, meter: Meter, log: TextIO, lock_fd: int) -> None:
+        self._venv = venv
+        self._meter = meter
+        self._packages = Packages(venv, [str(venv / "bin" / "python"), "-I", "-m", "pip"], meter, log, lock_fd)
 
     def make(self, with_tests: bool, fresh: bool) -> None:
         """Everything in the locks. Raises InstallError."""
         # The parts of the bar are proportional to the seconds they took on two cores: 4, 2, 20, 7, and 6 for the tests.
         run, test = LOCKS / "run.lock", LOCKS / "test.lock"
+        uv = shutil.which("uv")
         if fresh:
             self._meter.show(0.0, "making .venv")
-            self._run([sys.executable, "-I", "-m", "venv", str(self._venv)])
-            self._pip(["--require-hashes", "--no-deps", *self._pip_itself(run)], 1, 0.08, 0.12)
+            self._packages.run([sys.executable, "-I", "-m", "venv", str(self._venv)])
+            self._packages.pip(["--require-hashes", "--no-deps", *self._pip_itself(run)], 1, 0.08, 0.12)
             lock = ["--require-hashes", "--no-deps", "-r", str(run)]
-            self._uv_or_pip(shutil.which("uv"), lock, lock, len(locked_packages(run.read_text())), 0.12, 0.65)
-            self._torch(0.65, 0.85 if with_tests else 1.0)
+            self._packages.uv_or_pip(uv, lock, lock, len(locked_packages(run.read_text())), 0.12, 0.65)
+            torch_uv = uv or str(self._venv / "bin" / "uv")
+            self._packages.torch(["-r", str(LOCKS / "torch.txt")], torch_uv, "auto", 8, 0.65, 0.85 if with_tests else 1.0)
         if with_tests:
             more = ["--require-hashes", "--no-deps", "-r", str(test)]
-            self._uv_or_pip(shutil.which("uv"), more, more, len(locked_packages(test.read_text())), 0.85 if fresh else 0.0, 1.0)
+            self._packages.uv_or_pip(uv, more, more, len(locked_packages(test.read_text())), 0.85 if fresh else 0.0, 1.0)
 
     def _pip_itself(self, lock: Path) -> list[str]:
         """Arguments that bring the locked pip: the one that comes with Python may be too old to report progress."""
@@ -177,77 +267,8 @@ class Installer:
         path.write_text(match[0] + "\n")
         return ["--progress-bar", "off", "-r", str(path)]
 
-    def _torch(self, start: float, end: float) -> None:
-        """The build for this machine: the one that pip's own settings offer beside the index, or else the one uv finds to fit.
 
-        pip alone would take several GB of CUDA libraries on any Linux, GPU or not.
-        """
-        torch = ["-r", str(LOCKS / "torch.txt")]
-        self._meter.show(start, "torch")
-        if self._run([*self._pip_install, "--no-index", *torch], check=False) != 0:
-            uv = shutil.which("uv") or str(self._venv / "bin" / "uv")
-            self._uv_or_pip(uv, ["--torch-backend=auto", *torch], torch, 8, start, end)
-
-    def _uv_or_pip(self, uv: str | None, uv_arguments: list[str], pip_arguments: list[str], total: int, start: float, end: float) -> None:
-        if uv is not None:
-            self._meter.show(start, "installing with uv")
-            if self._uv([uv, "pip", "install", "--python", str(self._python), *uv_arguments]) == 0:
-                self._meter.show(end, "installed with uv")
-                return
-            self._meter.say("uv could not install this part, trying pip")
-        self._pip(["--progress-bar", "raw", *pip_arguments], total, start, end)
-
-    def _uv(self, command: list[str]) -> int:
-        """Exit status. uv draws its own progress, so on a terminal it gets the terminal."""
-        if not self._meter.moves:
-            return self._run([*command, "--quiet"], check=False)
-        self._log.write(f"$ {' '.join(command)}\n")
-        self._meter.end_line()
-        return subprocess.run(command, stdin=subprocess.DEVNULL, env=_environment(), pass_fds=[self._lock_fd], check=False).returncode
-
-    @property
-    def _pip_install(self) -> list[str]:
-        return [str(self._python), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--no-compile"]
-
-    def _pip(self, arguments: list[str], total: int, start: float, end: float) -> None:
-        self._run([*self._pip_install, *arguments], progress=Progress(total), start=start, end=end)
-
-    def _run(self, command: list[str], progress: Progress | None = None, start: float = 0.0, end: float = 0.0, check: bool = True) -> int:
-        """Exit status of a command whose output moves the bar from start to end. Raises InstallError if it fails and check is set."""
-        self._log.write(f"$ {' '.join(command)}\n")
-        output: list[str] = []
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            pass_fds=[self._lock_fd],
-        )
-        try:
-            before = self._count_installed()
-            for line in _lines(child):
-                if line:
-                    output.append(line)
-                    self._log.write(line if not line.startswith("Progress ") else "")
-                if progress is not None:
-                    progress = after_line(progress, line)
-                    progress = replace(progress, installed=self._count_installed() - before) if progress.installing else progress
-                    self._meter.show(start + (end - start) * progress.share(), progress.label)
-            status = child.wait()
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-        if status != 0 and check:
-            raise InstallError(explain("".join(output), shutil.disk_usage(self._venv.parent).free, self._venv.parent))
-        return status
-
-    def _count_installed(self) -> int:
-        return sum(1 for _ in self._venv.glob("lib/python*/site-packages/*.dist-info/RECORD"))
-
-
-def _environment() -> dict[str, str]:
+def surroundings() -> dict[str, str]:
     """Ours, without what would lead the installers elsewhere."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET")}
     # One setting of uv by its older and its newer name: the certificates of this machine, as pip uses them.
@@ -283,19 +304,18 @@ def check_python() -> None:
             )
 
 
-def check_disk(root: Path, free_bytes: int) -> None:
-    """Raises InstallError if the environment cannot fit."""
-    if free_bytes < NEEDED_BYTES:
+def check_disk(root: Path, free_bytes: int, needed_bytes: int = NEEDED_BYTES, otherwise: str = "move the checkout") -> None:
+    """Raises InstallError if the environment cannot fit. otherwise: what helps beside freeing some."""
+    if free_bytes < needed_bytes:
         raise InstallError(
-            f"not enough disk space in {root}: {free_bytes // 1_000_000} MB free, about {NEEDED_BYTES // 1_000_000} MB needed;"
-            " free some, or move the checkout"
+            f"not enough disk space in {root}: {free_bytes // 1_000_000} MB free, about {needed_bytes // 1_000_000} MB needed;"
+            f" free some, or {otherwise}"
         )
 
 
 @contextmanager
-def _only_one(root: Path, meter: Meter) -> Iterator[int]:
-    """Hold the lock of this checkout; the kernel releases it however this process ends."""
-    folder = root / ".tandem"
+def only_one(folder: Path, meter: Meter) -> Iterator[int]:
+    """Hold the lock in this folder; the kernel releases it however this process ends. Yields its file descriptor."""
     folder.mkdir(exist_ok=True)
     with (folder / "install.lock").open("a") as file:
         try:
@@ -344,7 +364,7 @@ def install(root: Path, with_tests: bool, meter: Meter) -> None:
     parts = ("run", "test") if with_tests else ("run",)
     record = Record(root)
     check_python()
-    with _only_one(root, meter) as lock_fd, (root / ".tandem" / "install.log").open("w", buffering=1) as log:
+    with only_one(root / ".tandem", meter) as lock_fd, (root / ".tandem" / "install.log").open("w", buffering=1) as log:
         if record.has(*parts):  # another one did it meanwhile
             return
         fresh = not record.has("run")

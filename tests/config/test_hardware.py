@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config.hardware import Gpu, find_gpus, has_vllm, parse_gpus
+from config.hardware import Gpu, engine_device, find_gpus, has_vllm, parse_gpus
 
 
 def program(folder: Path, name: str, text: str) -> Path:
@@ -39,6 +39,15 @@ def test_nvidia_smi_is_asked(tmp_path: Path, script: str, count: int) -> None:
 
 def test_without_nvidia_smi_there_is_no_gpu(tmp_path: Path) -> None:
     assert find_gpus({"PATH": str(tmp_path)}) == ()
+
+
+def test_the_build_of_an_engine_that_this_machine_can_use(tmp_path: Path) -> None:
+    environ = {"PATH": str(tmp_path)}
+    assert engine_device(environ, tmp_path / "kfd") == "cpu"
+    (tmp_path / "kfd").touch()
+    assert engine_device(environ, tmp_path / "kfd") == "rocm"
+    program(tmp_path, "nvidia-smi", "echo '0, A, 10, 5'")
+    assert engine_device(environ, tmp_path / "kfd") == "cuda"
 
 
 def test_vllm_on_the_path(tmp_path: Path) -> None:

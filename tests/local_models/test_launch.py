@@ -113,7 +113,7 @@ def test_a_vllm_program_that_is_no_python_script_serves_itself(tmp_path: Path) -
 
 
 def test_no_vllm_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed, match=r"no `vllm` on the PATH; install it .* `python` of the upstream"):
+    with pytest.raises(StartFailed, match=r"vLLM is not installed; `tandem engines install vllm` makes .* `python` of the upstream"):
         launch(replace(VLLM, python=None), {"PATH": str(tmp_path)})
     with pytest.raises(StartFailed, match="/no/python cannot be run"):
         launch(replace(VLLM, python=Path("/no/python")))
