@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from local_models.backoff import RestartPolicy
+from local_models.engine_plan import launch_planned
 from local_models.errors import RuntimeClosed, UnknownEngine
-from local_models.launch import EngineSpec, Launch, launch_engine
+from local_models.launch import EngineSpec, Launch
 from local_models.logs import log_path
 from local_models.process import Address, Process, State
 
 LaunchEngine = Callable[[EngineSpec, int, str], Launch]
-"""How to run this engine on this port with this key: `launch.launch_engine`, or a test's."""
+"""How to run this engine on this port with this key: `engine_plan.launch_planned`, or a test's. Called in a thread."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class _Engine:
 class Runtime:
     """Owns every engine process. Made anywhere, used on one event loop, closed before that loop ends."""
 
-    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine = launch_engine) -> None:
+    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine = launch_planned) -> None:
         self._logs, self._launch = data_dir / "logs", launch
         self._engines = {engine_id: self._made(spec) for engine_id, spec in engines.items()}
         self._leaving: dict[asyncio.Task[None], _Engine] = {}
