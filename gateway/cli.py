@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     _add_options(download, "config", inherited=True)
     download.set_defaults(run=_download)
 
+    _add_plan(commands)
     _add_keys(commands)
     usage = commands.add_parser(
         "usage",
@@ -110,6 +111,26 @@ def parser() -> argparse.ArgumentParser:
     # Likewise: a bench has options of its own, and comes with a checkout only.
     commands.add_parser("bench", help="measure Tandem beside other gateways: `bench chat`", add_help=False)
     return top
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="show how a model fits into the memory of the GPUs under vLLM",
+        description="Show what a model takes of the memory of GPUs under vLLM: weights, KV cache, state, what is left, the context and"
+        " the concurrency that this gives, and the flags that an engine of `kind: vllm` is started with.",
+    )
+    plan.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a public model name, a checkpoint's id or its folder (default: the first one on vLLM)"
+    )
+    plan.add_argument(
+        "--memory", type=gigabytes, metavar="GB[,GB...]", default=(), help="memory of each GPU (default: what is there, as it is free now)"
+    )
+    plan.add_argument("--gpus", type=count, metavar="N", help="how many GPUs (default: all that are there, or one)")
+    plan.add_argument("--text-only", action="store_true", help="without the vision tower")
+    plan.add_argument("--json", action="store_true", help="as one JSON object, in bytes")
+    _add_options(plan, "config")
+    plan.set_defaults(run=_plan)
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -176,6 +197,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def gigabytes(text: str) -> tuple[float, ...]:
+    """Sizes above zero, with commas between them. Raises argparse's error."""
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(0 < size < 1e6 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory of GPUs; use GB with commas between them, for example 24 or 24,24")
+    return sizes
+
+
 def money(text: str) -> float:
     """An amount above zero. Raises argparse's error."""
     try:
@@ -231,6 +263,13 @@ def _download(options: argparse.Namespace) -> int:
     from gateway import downloads, startup
 
     return startup.reported(lambda: downloads.download(startup.choose(_wishes(options), os.environ).settings, options.name))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from gateway import plan_report, startup
+
+    wanted = plan_report.Wanted(options.model, options.memory, options.gpus, options.text_only, options.json)
+    return startup.reported(lambda: plan_report.report(startup.choose(_wishes(options), os.environ).settings, wanted, os.environ))
 
 
 def _create_key(options: argparse.Namespace) -> int:
