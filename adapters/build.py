@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from adapters import openrouter
 from adapters.base import ChatUpstream, ImageUpstream, Timeouts
@@ -96,5 +97,12 @@ def _engine_spec(model: ModelSpec, deployment: Deployment, upstream: VllmUpstrea
         max_restarts=upstream.max_restarts,
         args=tuple(upstream.args),
         env=upstream.env,
-        **({} if isinstance(upstream, VllmUpstream) else {"max_queue": upstream.max_queue}),
+        **_kind_keys(upstream),
     )
+
+
+def _kind_keys(upstream: VllmUpstream | TransformersUpstream | DiffusersUpstream) -> dict[str, Any]:
+    """What only some kinds of engine have."""
+    if isinstance(upstream, VllmUpstream):
+        return {"plan": upstream.plan, "text_only": upstream.text_only, "speculative": upstream.speculative}
+    return {"max_queue": upstream.max_queue}

@@ -1,4 +1,4 @@
-"""What this machine has for local models: NVIDIA GPUs and vLLM. Found without importing torch, which takes seconds."""
+"""What this machine has for local models: NVIDIA GPUs, memory and vLLM. Found without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from pathlib import Path
 
 from config.environments import EngineDevice
 
-_QUERY = ["--query-gpu=index,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+_QUERY = ["--query-gpu=index,name,memory.total,memory.free,uuid,compute_cap", "--format=csv,noheader,nounits"]
 _TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU, as the driver counts them."""
+    """One NVIDIA GPU, as the driver counts them. capability: CUDA's compute capability, None: not told."""
 
     index: int
     name: str
     total_bytes: int
     free_bytes: int
+    uuid: str = ""
+    capability: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.name}, {self.total_bytes / 2**30:.0f} GiB"
@@ -48,13 +50,50 @@ def engine_device(environ: Mapping[str, str], kfd: Path = Path("/dev/kfd")) -> E
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """GPUs out of nvidia-smi's lines `index, name, total MiB, free MiB`; a line that is none is left out."""
+    """GPUs out of nvidia-smi's lines `index, name, total MiB, free MiB, uuid, capability`; a line that is none is left out."""
     gpus: list[Gpu] = []
     for line in text.splitlines():
-        fields = [part.strip() for part in line.split(",")]
-        if len(fields) == 4 and all(number.isdigit() for number in (fields[0], *fields[2:])):
-            gpus.append(Gpu(int(fields[0]), fields[1], int(fields[2]) * 2**20, int(fields[3]) * 2**20))
+        index, name, total, free, *more = [part.strip() for part in line.split(",")] + [""] * 3
+        if all(number.isdigit() for number in (index, total, free)):
+            gpus.append(Gpu(int(index), name, int(total) * 2**20, int(free) * 2**20, more[0], _capability(more[1])))
     return tuple(gpus)
+
+
+def visible_gpus(gpus: tuple[Gpu, ...], environ: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """Those that a CUDA program may use, in its order: all, or what CUDA_VISIBLE_DEVICES lists up to the first one that is not there."""
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return gpus
+    visible: list[Gpu] = []
+    for choice in (part.strip() for part in listed.split(",")):
+        found = next((gpu for gpu in gpus if choice and (choice == str(gpu.index) or gpu.uuid.startswith(choice))), None)
+        if found is None:
+            break
+        visible.append(found)
+    return tuple(visible)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that programs may still take, in this container if there is a limit; None where Linux does not tell."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    limit, used = (_number(root / "sys/fs/cgroup" / name) for name in ("memory.max", "memory.current"))
+    return free if free is None or limit is None or used is None else min(free, max(0, limit - used))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _capability(text: str) -> tuple[int, int] | None:
+    major, _, minor = text.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
 
 def has_vllm(python: Path | None, environ: Mapping[str, str]) -> bool:

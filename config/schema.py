@@ -399,6 +399,14 @@ class VllmUpstream(_LocalSpec):
     python: Path | None = None
     """Python of the environment that has vLLM. Default null: the one that `tandem engines install vllm` made for this device, else
     `vllm` on the PATH."""
+    plan: bool = True
+    """Whether vLLM's flags for memory (context, sequences, share of the GPU, quantisation, tensor parallel) come from the memory that is
+    free when it starts, as far as `args` leaves them open; false leaves them to vLLM. `tandem plan` shows them. Default true."""
+    text_only: bool = False
+    """Whether the model's vision tower is left out, which frees its memory; pictures are refused then. Default false."""
+    speculative: Literal["mtp"] | None = None
+    """mtp guesses the next token with the head that Qwen3.5 has for it: quicker for a few requests at a time, slower for many.
+    Default null: no guessing."""
     idle_unload_s: float | None = Field(default=None, gt=0)
     """Seconds without a request before the engine is stopped. Default null: never (a start takes minutes)."""
 

@@ -24,6 +24,16 @@ def find_weights(model: str, builtin: Mapping[str, Path], environ: Mapping[str, 
     return _state(snapshot)
 
 
+def find_folder(model: str, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Path | None:
+    """Folder in which the files of a model lie, whole or not; None when there is none."""
+    if model in builtin:
+        return builtin[model]
+    if model.startswith(("/", "./", "../", "~/")):
+        folder = Path(model).expanduser()
+        return folder if folder.is_dir() else None
+    return _snapshot(hub_cache(environ) / f"models--{model.replace('/', '--')}")
+
+
 def hub_cache(environ: Mapping[str, str]) -> Path:
     """Where the Hub's client keeps models. Source: huggingface_hub.constants."""
     if environ.get("HF_HUB_CACHE"):

@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     download.set_defaults(run=_download)
 
     _add_engines(commands)
+    _add_plan(commands)
     _add_keys(commands)
     usage = commands.add_parser(
         "usage",
@@ -138,6 +139,26 @@ def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action.add_argument("--device", metavar="DEVICE", help=f"cuda, rocm or cpu (default: {default})")
         _add_options(action, "data", inherited=True)
         action.set_defaults(run=run)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="show how a model fits into the memory of the GPUs under vLLM",
+        description="Show what a model takes of the memory of GPUs under vLLM: weights, KV cache, state, what is left, the context and"
+        " the concurrency that this gives, and the flags that an engine of `kind: vllm` is started with.",
+    )
+    plan.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a public model name, a checkpoint's id or its folder (default: the first one on vLLM)"
+    )
+    plan.add_argument(
+        "--memory", type=gigabytes, metavar="GB[,GB...]", default=(), help="memory of each GPU (default: what is there, as it is free now)"
+    )
+    plan.add_argument("--gpus", type=count, metavar="N", help="how many GPUs (default: all that are there, or one)")
+    plan.add_argument("--text-only", action="store_true", help="without the vision tower")
+    plan.add_argument("--json", action="store_true", help="as one JSON object, in bytes")
+    _add_options(plan, "config")
+    plan.set_defaults(run=_plan)
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -202,6 +223,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no limit; use a whole number above 0, or leave the option out for no limit")
     return int(text)
+
+
+def gigabytes(text: str) -> tuple[float, ...]:
+    """Sizes above zero, with commas between them. Raises argparse's error."""
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(0 < size < 1e6 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory of GPUs; use GB with commas between them, for example 24 or 24,24")
+    return sizes
 
 
 def money(text: str) -> float:
@@ -305,6 +337,13 @@ def _with_locks(run: Callable[[], int]) -> int:
         print("tandem: the engines' locks come with a checkout of Tandem, not with an installed package", file=sys.stderr)
         return 2
     return startup.reported(run)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from gateway import plan_report, startup
+
+    wanted = plan_report.Wanted(options.model, options.memory, options.gpus, options.text_only, options.json)
+    return startup.reported(lambda: plan_report.report(startup.choose(_wishes(options), os.environ).settings, wanted, os.environ))
 
 
 def _create_key(options: argparse.Namespace) -> int:

@@ -152,6 +152,8 @@ class Child:
 def _start_nanny(launch: Launch, channel: socket.socket, log: Path, grace_s: float) -> subprocess.Popen[bytes]:
     output = open_log(log)
     try:
+        if launch.note is not None:
+            os.write(output, f"{launch.note}\n".encode())
         guard = [sys.executable, "-I", "-S", str(NANNY)]
         # absolute: the nanny may run in another folder than we do
         options = ["--grace", str(grace_s), "--log", str(log.absolute()), "--log-bytes", str(LOG_BYTES)]

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from config.environments import environment_for, find_environments
-from local_models.launch import EngineSpec, Launch, launch_engine
+from local_models.engine_plan import launch_planned
+from local_models.launch import EngineSpec, Launch
 
 
 def launch_here(data_dir: Path, spec: EngineSpec, port: int, key: str) -> Launch:
-    """As `launch_engine`. data_dir: where the environments lie. Raises StartFailed."""
+    """As `launch_planned`. data_dir: where the environments lie. Raises StartFailed."""
     if spec.kind == "vllm" and spec.python is None:
         environment = environment_for(spec.device, find_environments(data_dir))
         if environment is not None:
             spec = replace(spec, python=environment.python)
-    return launch_engine(spec, port, key)
+    return launch_planned(spec, port, key)

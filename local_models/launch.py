@@ -5,17 +5,20 @@ Secrets travel in the environment only, never on a command line, where every use
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from config.environments import install_command
 from local_models.errors import StartFailed
+from local_models.plan import MTP
+from local_models.vllm_args import given_flags
 
 EngineKind = Literal["transformers", "diffusers", "vllm"]
 
@@ -48,6 +51,7 @@ class EngineSpec:
     python: interpreter of the environment that has the engine; None: Tandem's own, and for vLLM the one that Tandem installed
     (`local_models.installed`), else the one behind `vllm` on the PATH.
     args: further command-line flags. env: further variables; these may hold secrets.
+    plan, text_only, speculative: for vLLM only; plan: whether flags come from the planner, as far as args leaves them open.
     """
 
     engine_id: str
@@ -63,24 +67,42 @@ class EngineSpec:
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     max_queue: int = 64
+    plan: bool = True
+    text_only: bool = False
+    speculative: Literal["mtp"] | None = None
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What to run, and where it says that it is ready: 2xx on GET http://`host`:PORT`ready_path`."""
+    """What to run, and where it says that it is ready: 2xx on GET http://`host`:PORT`ready_path`. note: first line of its log."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
     cwd: Path | None = None
     host: str = HOST
     ready_path: str = "/health"
+    note: str | None = None
 
 
-def launch_engine(spec: EngineSpec, port: int, key: str, environ: Mapping[str, str] | None = None) -> Launch:
+@dataclass(frozen=True)
+class Planned:
+    """What a plan adds to the command line and the environment of vLLM. line: the plan in one line, for the log."""
+
+    flags: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    line: str | None = None
+
+
+NOT_PLANNED = Planned()
+
+
+def launch_engine(
+    spec: EngineSpec, port: int, key: str, environ: Mapping[str, str] | None = None, planned: Planned = NOT_PLANNED
+) -> Launch:
     """How to run this engine. environ: the environment to take from, by default this process's. Raises StartFailed."""
     surroundings = os.environ if environ is None else environ
     if spec.kind == "vllm":
-        return _launch_vllm(spec, port, key, surroundings)
+        return _launch_vllm(spec, port, key, surroundings, planned)
     return _launch_worker(spec, port, key, surroundings)
 
 
@@ -125,8 +147,8 @@ def _launch_worker(spec: EngineSpec, port: int, key: str, environ: Mapping[str, 
     return Launch(argv=(*argv, *spec.args), env=env, cwd=PROJECT)  # -m finds the package from here, installed or not
 
 
-def _launch_vllm(spec: EngineSpec, port: int, key: str, environ: Mapping[str, str]) -> Launch:
-    given = _flag_names(spec.args)
+def _launch_vllm(spec: EngineSpec, port: int, key: str, environ: Mapping[str, str], planned: Planned) -> Launch:
+    given = given_flags(spec.args).keys()
     if reserved := sorted(given & _OWN_VLLM_FLAGS):
         raise StartFailed(
             spec.engine_id, f"its args set {', '.join(reserved)}, which Tandem chooses itself; remove them from the configuration"
@@ -136,13 +158,17 @@ def _launch_vllm(spec: EngineSpec, port: int, key: str, environ: Mapping[str, st
     if spec.dtype != "auto":
         argv += ["--dtype", spec.dtype]
     argv += _qwen_flags(spec.model, given)
+    argv += feature_flags(spec, given)
+    argv += planned.flags
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONSAFEPATH": "1",  # the folder Tandem was started in must not shadow vLLM's modules
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts: a plan for the first GPU must be for the one that vLLM takes
         **_visible_devices(spec.device, environ.get("CUDA_VISIBLE_DEVICES")),
+        **planned.env,
     }
     env = _engine_environment(spec, program, environ, defaults, {"VLLM_API_KEY": key})
-    return Launch(argv=(*argv, *spec.args), env=env)
+    return Launch(argv=(*argv, *spec.args), env=env, note=planned.line)
 
 
 def _visible_devices(device: str, visible: str | None) -> dict[str, str]:
@@ -190,11 +216,15 @@ def interpreter_of(script: Path) -> Path | None:
     return python if python.is_absolute() and os.access(python, os.X_OK) else None
 
 
-def _flag_names(args: tuple[str, ...]) -> set[str]:
-    return {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
+def feature_flags(spec: EngineSpec, given: Container[str]) -> list[str]:
+    """vLLM's flags for keys of the upstream, as far as the user did not write them himself."""
+    flags = ["--language-model-only"] if spec.text_only and "--language-model-only" not in given else []
+    if spec.speculative == "mtp" and not any(flag in given for flag in ("--speculative-config", "--spec-method", "--spec-model")):
+        flags += ["--speculative-config", json.dumps(MTP, separators=(",", ":"))]
+    return flags
 
 
-def _qwen_flags(model: str, given: set[str]) -> list[str]:
+def _qwen_flags(model: str, given: Container[str]) -> list[str]:
     """What Qwen3.5 needs for reasoning and tool calls to be told from text, as far as the user did not decide it."""
     if not re.search(r"qwen3[._]5", model, re.IGNORECASE):
         return []

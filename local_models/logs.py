@@ -16,7 +16,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PREFIX = re.compile(r"^(?:\([^()]*pid=\d+\) ?)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\] ?)?")
 _NOISE = re.compile(
     r"Traceback \(most recent call last\)|During handling of the above|The above exception was the direct|warnings\.warn|resource_tracker"
-    r"|See root cause above|For further information visit|destroy_process_group|\d+%\|"
+    r"|^Tandem's plan: |See root cause above|For further information visit|destroy_process_group|\d+%\|"
 )
 
 

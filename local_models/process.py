@@ -29,7 +29,7 @@ from local_models.logs import last_useful_line, read_tail
 
 State = Literal["stopped", "starting", "ready", "stopping", "failed"]
 LaunchFor = Callable[[int, str], Launch]
-"""What to run on this port with this key. May raise StartFailed, which is then not counted as a crash."""
+"""What to run on this port with this key, called in a thread. May raise StartFailed, which is then not counted as a crash."""
 
 PORT_TRIES = 3
 KEY_BYTES = 32
@@ -289,7 +289,8 @@ class Process:
         for attempt in range(1, PORT_TRIES + 1):
             try:
                 port = self._port or free_port()
-                launch = life.launch = self._launch_for(port, key)
+                # in a thread: a plan for the GPU asks nvidia-smi how much memory is free
+                launch = life.launch = await asyncio.to_thread(self._launch_for, port, key)
                 if self._port and is_taken(launch.host, port):
                     return Failure(StartFailed, f"port {port} of {launch.host} is taken by another program; stop it or choose another port")
                 child = life.child = Child(launch, log=self.log, grace_s=self._stop_grace_s, on_exit=life.interrupted.set)

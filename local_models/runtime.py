@@ -21,7 +21,7 @@ from local_models.logs import log_path
 from local_models.process import Address, Process, State
 
 LaunchEngine = Callable[[EngineSpec, int, str], Launch]
-"""How to run this engine on this port with this key: `installed.launch_here`, or a test's."""
+"""How to run this engine on this port with this key: `installed.launch_here`, or a test's. Called in a thread."""
 
 
 @dataclass(frozen=True)

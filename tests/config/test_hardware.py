@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config.hardware import Gpu, engine_device, find_gpus, has_vllm, parse_gpus
+from config.hardware import Gpu, available_memory, engine_device, find_gpus, has_vllm, parse_gpus, visible_gpus
 
 
 def program(folder: Path, name: str, text: str) -> Path:
@@ -24,6 +24,8 @@ def program(folder: Path, name: str, text: str) -> Path:
         ("0, NVIDIA H100 80GB HBM3, 81559, 81000\n", (Gpu(0, "NVIDIA H100 80GB HBM3", 81559 * 2**20, 81000 * 2**20),)),
         ("0, A, 10, 5\n1, B, 20, 20\n", (Gpu(0, "A", 10 * 2**20, 5 * 2**20), Gpu(1, "B", 20 * 2**20, 20 * 2**20))),
         ("0, NVIDIA GB10, [N/A], [N/A]\n", ()),
+        ("0, A, 10, 5, GPU-1a, 8.9\n", (Gpu(0, "A", 10 * 2**20, 5 * 2**20, "GPU-1a", (8, 9)),)),
+        ("0, A, 10, 5, GPU-1a, [N/A]\n", (Gpu(0, "A", 10 * 2**20, 5 * 2**20, "GPU-1a", None),)),
         ("No devices were found\n", ()),
     ],
 )
@@ -67,3 +69,42 @@ def test_vllm_in_an_environment(tmp_path: Path) -> None:
 
 def test_a_python_that_is_not_there_has_no_vllm(tmp_path: Path) -> None:
     assert not has_vllm(tmp_path / "python", {})
+
+
+@pytest.mark.parametrize(
+    ("listed", "seen"),
+    [
+        (None, [0, 1, 2]),
+        ("2,0", [2, 0]),
+        (" 1 , GPU-c ", [1, 2]),
+        ("GPU-b", [1]),
+        ("0,7,1", [0]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_the_gpus_that_a_program_may_see(listed: str | None, seen: list[int]) -> None:
+    gpus = tuple(Gpu(index, "A", 1, 1, f"GPU-{letter}{letter}") for index, letter in enumerate("abc"))
+    environ = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    assert [gpu.index for gpu in visible_gpus(gpus, environ)] == seen
+
+
+def machine(folder: Path, **files: str) -> Path:
+    places = {"meminfo": "proc/meminfo", "limit": "sys/fs/cgroup/memory.max", "used": "sys/fs/cgroup/memory.current"}
+    for name, text in files.items():
+        path = folder / places[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+MEMINFO = "MemTotal:       2000 kB\nMemAvailable:   1000 kB\n"
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) is None
+    assert available_memory(machine(tmp_path, meminfo="MemTotal: 1 kB\n")) is None
+    assert available_memory(machine(tmp_path, meminfo=MEMINFO)) == 1000 * 1024
+    assert available_memory(machine(tmp_path, limit="max\n", used="5\n")) == 1000 * 1024
+    assert available_memory(machine(tmp_path, limit="600000\n", used="100000\n")) == 500_000
+    assert available_memory(machine(tmp_path, limit="600000\n", used="700000\n")) == 0

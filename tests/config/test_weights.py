@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.weights import find_weights, hub_cache
+from config.weights import find_folder, find_weights, hub_cache
 
 
 def put(folder: Path, *names: str) -> None:
@@ -113,3 +113,13 @@ def test_the_hub_client_agrees_on_where_it_is(tmp_path: Path) -> None:
     from huggingface_hub.constants import default_cache_path, default_home
 
     assert Path(default_cache_path).relative_to(default_home) == Path("huggingface/hub")
+
+
+def test_the_folder_of_a_model(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    assert find_folder("builtin:one", {"builtin:one": tmp_path}, environ) == tmp_path
+    assert find_folder(str(tmp_path), {}, environ) == tmp_path
+    assert find_folder(str(tmp_path / "none"), {}, environ) is None
+    assert find_folder("owner/name", {}, environ) is None
+    cache = cached(tmp_path, "config.json")
+    assert find_folder("owner/name", {}, environ) == cache / "snapshots" / "abc"

@@ -205,7 +205,7 @@ class TestReports:
 
     def test_help_names_every_command(self, tmp_path: Path) -> None:
         text = tandem(tmp_path, "--help").stdout
-        for command in ("up", "serve", "chat", "check", "models", "engines", "keys", "usage", "test"):
+        for command in ("up", "serve", "chat", "check", "models", "engines", "plan", "keys", "usage", "test"):
             assert f"\n    {command} " in text
 
 
@@ -291,7 +291,7 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"'{module}'" not in loaded
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "chat", "check", "models", "engines", "usage"])
+@pytest.mark.parametrize("command", ["up", "serve", "chat", "check", "models", "engines", "plan", "usage"])
 def test_every_command_takes_configuration_and_profile(command: str) -> None:
     options = parser().parse_args([command, "--config", "a.yaml", "--profile", "demo"])
     assert (options.config, options.profile) == (Path("a.yaml"), "demo")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -265,3 +266,40 @@ async def test_closing_ends_engines_that_wait_to_leave(fakes_of: Callable[..., F
     await fakes.runtime.close()
     assert fakes.engines.running() == []
     await lease.__aexit__(None, None, None)
+
+
+async def test_the_note_of_a_launch_is_the_first_line_of_the_log(tmp_path: Path) -> None:
+    engines = Engines(tmp_path)
+
+    def launch(spec: EngineSpec, port: int, key: str) -> Launch:
+        return replace(launch_fake(port, key, "--pids", str(engines.pids_file)), note="Tandem's plan: a small one")
+
+    runtime = Runtime({"here:one": SPEC}, data_dir=tmp_path, launch=launch)
+    try:
+        async with runtime.lease("here:one"):
+            assert runtime.status("here:one").log.read_text().splitlines()[0] == "Tandem's plan: a small one"
+    finally:
+        await runtime.close()
+
+
+async def use(runtime: Runtime) -> str:
+    async with runtime.lease("here:one") as lease:
+        return lease.engine_id
+
+
+async def test_a_launch_that_takes_its_time_keeps_nobody_waiting(tmp_path: Path) -> None:
+    engines, go = Engines(tmp_path), threading.Event()
+
+    def launch(spec: EngineSpec, port: int, key: str) -> Launch:
+        assert go.wait(10)
+        return launch_fake(port, key, "--pids", str(engines.pids_file))
+
+    runtime = Runtime({"here:one": SPEC}, data_dir=tmp_path, launch=launch)
+    try:
+        used = asyncio.create_task(use(runtime))
+        await until(lambda: runtime.status("here:one").state == "starting", "starting")  # the loop goes on while it looks
+        go.set()
+        assert await used == "here:one"
+    finally:
+        go.set()
+        await runtime.close()
