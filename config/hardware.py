@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,15 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         if len(fields) == 4 and all(number.isdigit() for number in (fields[0], *fields[2:])):
             gpus.append(Gpu(int(fields[0]), fields[1], int(fields[2]) * 2**20, int(fields[3]) * 2**20))
     return tuple(gpus)
+
+
+def visible_gpus(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """The GPUs as a program of ours sees them: the first one is its cuda:0. All of them where CUDA_VISIBLE_DEVICES names no numbers."""
+    named = [number.strip() for number in environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if not all(number.isdecimal() for number in named):
+        return tuple(gpus)
+    by_index = {gpu.index: gpu for gpu in gpus}
+    return tuple(by_index[int(number)] for number in named if int(number) in by_index)
 
 
 def has_vllm(python: Path | None, environ: Mapping[str, str]) -> bool:

@@ -46,6 +46,7 @@ class EngineSpec:
 
     python: interpreter of the environment that has the engine; None: Tandem's own, and for vLLM the one behind `vllm` on the PATH.
     args: further command-line flags. env: further variables; these may hold secrets.
+    memory: bytes that it takes of each of its devices; None: estimated. pinned: never stopped so that another one may start.
     """
 
     engine_id: str
@@ -61,6 +62,8 @@ class EngineSpec:
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     max_queue: int = 64
+    memory: int | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config.hardware import Gpu, find_gpus, has_vllm, parse_gpus
+from config.hardware import Gpu, find_gpus, has_vllm, parse_gpus, visible_gpus
 
 
 def program(folder: Path, name: str, text: str) -> Path:
@@ -58,3 +58,13 @@ def test_vllm_in_an_environment(tmp_path: Path) -> None:
 
 def test_a_python_that_is_not_there_has_no_vllm(tmp_path: Path) -> None:
     assert not has_vllm(tmp_path / "python", {})
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [(None, "ABC"), ("", "ABC"), ("2,0", "CA"), (" 1 ", "B"), ("1,7", "B"), ("GPU-1234,1", "ABC")],
+)
+def test_the_gpus_that_a_program_of_ours_sees(visible: str | None, seen: str) -> None:
+    gpus = [Gpu(number, name, 1, 1) for number, name in enumerate("ABC")]
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert "".join(gpu.name for gpu in visible_gpus(gpus, environ)) == seen
