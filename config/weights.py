@@ -52,9 +52,10 @@ def _cached(model: str, environ: Mapping[str, str]) -> Path:
 
 
 def _weight_files(folder: Path) -> set[Path]:
-    """The shards of an index where there is one: beside them the same weights may lie in another form."""
+    """Each weight once: a folder may hold them in other forms as well, beside the shards of an index or as name.fp16.safetensors."""
     shards = {folder / name for index in folder.glob("*.safetensors.index.json") for name in _shards(index)}
-    return shards or set(folder.glob("*.safetensors"))
+    files = set(folder.glob("*.safetensors"))
+    return shards or {path for path in files if "." not in path.stem or path.with_suffix("").with_suffix(".safetensors") not in files}
 
 
 def _size(path: Path) -> int:

@@ -131,9 +131,11 @@ def test_the_size_of_weights_counts_them_once(tmp_path: Path) -> None:
         json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "not-there.safetensors"}})
     )
     sized(pipeline / "unet" / "model.safetensors", 40)
+    sized(pipeline / "unet" / "model.fp16.safetensors", 20)
+    sized(pipeline / "unet" / "extra.fp16.safetensors", 2)
     sized(pipeline / "whole-pipeline.safetensors", 50)
     (pipeline / "model_index.json").write_text(json.dumps(PIPELINE))
-    assert [weights_bytes(str(folder), {}, {}) for folder in (plain, sharded, pipeline)] == [100, 30, 40]
+    assert [weights_bytes(str(folder), {}, {}) for folder in (plain, sharded, pipeline)] == [100, 30, 42]
     assert weights_bytes("builtin:x", {"builtin:x": plain}, {}) == 100
 
 
