@@ -52,7 +52,7 @@ def devices_of(spec: EngineSpec, known: Collection[str]) -> tuple[str, ...]:
         return (kind,)
     if number or spec.kind != "vllm":
         return (f"cuda:{number or 0}",)
-    sizes = (_flag(spec.args, f"--{way}-parallel-size") for way in ("tensor", "pipeline", "data"))
+    sizes = (_flag(spec.args, f"--{way}-parallel-size") or _flag(spec.args, f"-{way[0]}p") for way in ("tensor", "pipeline", "data"))
     return tuple(f"cuda:{gpu}" for gpu in range(math.prod(_whole(size) for size in sizes)))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from local_models.budget import Bytes, Decision, Evict, Holder, Never, Room, Wait, evictions_for, who_holds
-from local_models.errors import EngineError, NoMemory, RuntimeClosed
+from local_models.errors import EngineError, NoMemory
 
 RETRY_AFTER_S = 10.0  # what is advised to one who waited in vain: nobody knows how long the others need
 
@@ -127,11 +127,6 @@ class Places:
             if not visit.settled.is_set():
                 waited = f"{self.in_the_way(visit.place)}; it waited {self._wait_s:g} s"
                 raise NoMemory(visit.place.engine_id, waited, retry_after_s=RETRY_AFTER_S) from None
-
-    def close(self) -> None:
-        """Refuse all who wait."""
-        for visit in self._queue.copy():
-            self._refuse(visit, RuntimeClosed(visit.place.engine_id))
 
     def look_again(self) -> None:
         """Something has changed: let go on who can, and have those leave whose place the first ones need.

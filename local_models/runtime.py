@@ -163,7 +163,6 @@ class Runtime:
     async def close(self) -> None:
         """Stop everything, all at once, for good."""
         self._closed = True
-        self._places.close()
         for engine in self._engines.values():
             _cancel_idle_timer(engine)
         leaving = list(self._leaving)

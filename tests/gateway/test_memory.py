@@ -88,7 +88,7 @@ class Watch:
         return {program for program in self.programs for line in lines if program in line and not any("nanny.py" in word for word in line)}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_chat_and_pictures_take_turns_in_memory_for_one(tmp_path: Path) -> None:
     async with whole_gateway(DEMO, tmp_path) as (live, whole), Watch("local_models.workers.chat_server") as watch:
 
@@ -110,7 +110,7 @@ async def test_chat_and_pictures_take_turns_in_memory_for_one(tmp_path: Path) ->
             assert 'tandem_engine_memory_bytes{device="cpu"' in (await http.get("/metrics")).text
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_who_waits_in_vain_is_told_who_holds_the_memory_and_when_to_ask_again(tmp_path: Path) -> None:
     settings = settings_with({"kind": "transformers", **WORKER}, "builtin:demo", wait_s=0.2)
     async with whole_gateway(settings, tmp_path) as (live, whole), live.http() as http, whole.runtime.lease("here:builtin:demo"):

@@ -41,6 +41,7 @@ def test_a_gpu_has_nearly_all_of_itself_and_what_is_given_goes_before_it() -> No
         (spec(device="cuda:1"), [], "cuda:1"),
         (spec("vllm"), ["cuda:0"], "cuda:0"),
         (spec("vllm", args=("--tensor-parallel-size", "2", "--pipeline_parallel_size=2")), ["cuda:0"], "cuda:0 cuda:1 cuda:2 cuda:3"),
+        (spec("vllm", args=("-tp", "2")), ["cuda:0"], "cuda:0 cuda:1"),
         (spec("vllm", args=("--data-parallel-size", "many")), ["cuda:0"], "cuda:0"),
         (spec("vllm", args=("--data-parallel-size",)), ["cuda:0"], "cuda:0"),
         (spec("vllm", device="cuda:1", args=("--tensor-parallel-size", "1")), [], "cuda:1"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from local_models.errors import EngineError, NoMemory, RuntimeClosed, StartFailed
+from local_models.errors import EngineError, NoMemory, StartFailed
 from local_models.places import Place, Places
 
 GIB = 2**30
@@ -104,6 +104,17 @@ async def test_an_idle_engine_leaves_for_another_and_comes_back() -> None:
         async with device.using(name):
             assert device.held() == {name}
     assert device.occupants["a"].stops == device.occupants["b"].stops == 1
+
+
+async def test_the_engine_whose_last_use_is_longest_ago_leaves() -> None:
+    device = Device(a=4, b=4, c=4)
+    long = Client(device, "a")
+    await long.served.wait()
+    async with device.using("b"):
+        pass
+    await long.end()
+    async with device.using("c"):
+        assert device.held() == {"a", "c"}
 
 
 async def test_memory_counts_until_the_process_is_really_gone() -> None:
@@ -317,16 +328,39 @@ async def test_a_smaller_budget_counts_for_the_next_start_and_a_larger_one_at_on
         await client.end()
 
 
-async def test_closing_refuses_those_who_wait() -> None:
-    device = Device(a=6, b=6)
-    first = Client(device, "a")
+async def test_a_small_engine_does_not_take_the_room_that_a_large_one_waits_for() -> None:
+    device, order = Device(a=6, large=10, small=2), list[str]()
+    first = Client(device, "a", order)
     await first.served.wait()
-    waiting = Client(device, "b")
+    large = Client(device, "large", order)
     await turns()
-    device.places.close()
-    with pytest.raises(RuntimeClosed):
-        await waiting.task
-    await first.end()
+    small = Client(device, "small", order)
+    await turns()
+    assert order == ["a"], "there are 4 GiB left, and somebody came before"
+    for client in (first, large, small):
+        await client.end()
+    assert order == ["a", "large", "small"]
+
+
+async def test_an_engine_that_comes_back_is_not_counted_on() -> None:
+    """It is being stopped, and somebody waits to start it again: whoever comes then takes the place of an idle one."""
+    device = Device(a=6, large=10, c=4, small=4)
+    device.occupants["a"].quick = False
+    for name in ("a", "c"):
+        async with device.using(name):
+            pass
+    gone = Client(device, "large")
+    await turns()
+    gone.task.cancel()
+    back = Client(device, "a")
+    async with device.using("c"):  # it was stopped with a
+        pass
+    small = Client(device, "small")
+    await small.served.wait()
+    assert device.held() == {"a", "small"}
+    device.occupants["a"].end()
+    for client in (back, small):
+        await client.end()
 
 
 @pytest.mark.parametrize("seed", range(10))
