@@ -30,6 +30,7 @@ from config.schema import (
     VllmUpstream,
 )
 from local_models.launch import EngineSpec
+from local_models.need import MemoryRules
 from local_models.runtime import Runtime
 
 # An engine of ours may have a queue before it and take long over a token or a step; whether it lives is `Runtime`'s business.
@@ -46,6 +47,11 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
                 assert isinstance(upstream, VllmUpstream | TransformersUpstream | DiffusersUpstream)
                 specs[deployment.engine_id] = _engine_spec(model, deployment, upstream)
     return specs
+
+
+def memory_rules(settings: Settings) -> MemoryRules:
+    """How the engines of the configuration share memory."""
+    return MemoryRules(dict(settings.memory.budgets), settings.memory.wait_s)
 
 
 def chat_upstream(
@@ -97,6 +103,8 @@ def _engine_spec(model: ModelSpec, deployment: Deployment, upstream: VllmUpstrea
         max_restarts=upstream.max_restarts,
         args=tuple(upstream.args),
         env=upstream.env,
+        memory=upstream.memory,
+        pinned=upstream.pinned,
         **_kind_keys(upstream),
     )
 

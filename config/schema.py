@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from config.presets import image_preset
 
@@ -28,6 +28,7 @@ LITELLM_OWN_KEYS: frozenset[str] = frozenset(
 )
 
 _IN_A_REQUEST = re.compile(r"[!-~]+")  # what may stand in a request's first line and in its Host header
+_BUDGETED = re.compile(r"cpu|mps|cuda:(0|[1-9]\d?)")
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
@@ -387,6 +388,11 @@ class _LocalSpec(_Spec):
     """Extra command-line flags of the engine: a list, or a mapping of flag to value. Default none."""
     env: dict[str, str] = Field(default_factory=dict, repr=False)
     """Extra environment variables of the engine. Default none."""
+    memory: ByteSize | None = Field(default=None, gt=0)
+    """What each engine takes of each of its devices, in bytes or as "18GiB", counted against `memory.budgets`. Default null: estimated; for
+    vLLM on a GPU its share of it (gpu-memory-utilization), for the others from the size of the weights on disk."""
+    pinned: bool = False
+    """Whether its engines, once loaded, stay where another engine needs their memory. Default false: idle ones are stopped for it."""
 
     _flags = field_validator("args", mode="before")(_flags)
 
@@ -462,6 +468,24 @@ class LogSpec(_Spec):
     """Whether each request gets a line when it has ended. Default true."""
 
 
+class MemorySpec(_Spec):
+    """How local engines share the memory of a device: an engine that has no room takes the place of idle ones."""
+
+    budgets: dict[str, ByteSize] = Field(default_factory=dict)
+    """What local engines may take of a device together, by device (cpu, mps, cuda:0, cuda:1 and so on), in bytes or as "22GiB". Default:
+    of each NVIDIA GPU all but 1 GiB, of anything else as much as they like."""
+    wait_s: float = Field(default=300, gt=0)
+    """Seconds that a request waits for busy engines to leave, before it is refused with status 503. Default 300."""
+
+    @field_validator("budgets")
+    @classmethod
+    def _check_devices(cls, value: dict[str, int]) -> dict[str, int]:
+        for device in value:
+            if not _BUDGETED.fullmatch(device):
+                raise ValueError(f"budgets names the device {device[:40]!r}; known are cpu, mps, cuda:0, cuda:1 and so on")
+        return value
+
+
 class ChatAppSpec(_Spec):
     """The chat app."""
 
@@ -521,6 +545,8 @@ class ConfigFile(_Spec):
     """Where it is kept what each request used."""
     log: LogSpec = Field(default_factory=LogSpec)
     """What the gateway writes to standard error."""
+    memory: MemorySpec = Field(default_factory=MemorySpec)
+    """How local engines share the memory of a device."""
 
     @field_validator("upstreams")
     @classmethod

@@ -12,16 +12,20 @@ Weights: TypeAlias = Literal["present", "partial", "absent"]
 
 def find_weights(model: str, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Weights:
     """State of a model's files. model: as in a deployment; builtin: directory of each builtin: name."""
-    if model in builtin:
-        return _state(builtin[model])
-    if model.startswith(("/", "./", "../", "~/")):
-        return _state(Path(model).expanduser())
-    cache = hub_cache(environ) / f"models--{model.replace('/', '--')}"
-    snapshot = _snapshot(cache)
-    if snapshot is None:
-        return "partial" if any(cache.glob("blobs/*")) else "absent"
+    folder = _folder(model, builtin, environ)
+    if folder is None:
+        return "partial" if any(_cached(model, environ).glob("blobs/*")) else "absent"
     # Not a sign of anything: *.incomplete. The client leaves one behind whenever it is killed, and never takes it up again.
-    return _state(snapshot)
+    return _state(folder)
+
+
+def weights_bytes(model: str, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> int:
+    """Bytes of a model's weights on this disk, as far as they are there. Arguments as for `find_weights`."""
+    folder = _folder(model, builtin, environ)
+    if folder is None:
+        return 0
+    parts = [folder / part for part in _components(folder / "model_index.json")] or [folder]
+    return sum(_size(path) for part in parts for path in _weight_files(part))
 
 
 def find_folder(model: str, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Path | None:
@@ -42,6 +46,33 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
         return Path(environ["HF_HOME"]).expanduser() / "hub"
     base = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '~')}/.cache"
     return Path(base).expanduser() / "huggingface" / "hub"
+
+
+def _folder(model: str, builtin: Mapping[str, Path], environ: Mapping[str, str]) -> Path | None:
+    """Where its files are; None for a model that the Hub's cache has no snapshot of."""
+    if model in builtin:
+        return builtin[model]
+    if model.startswith(("/", "./", "../", "~/")):
+        return Path(model).expanduser()
+    return _snapshot(_cached(model, environ))
+
+
+def _cached(model: str, environ: Mapping[str, str]) -> Path:
+    return hub_cache(environ) / f"models--{model.replace('/', '--')}"
+
+
+def _weight_files(folder: Path) -> set[Path]:
+    """Each weight once: a folder may hold them in other forms as well, beside the shards of an index or as name.fp16.safetensors."""
+    shards = {folder / name for index in folder.glob("*.safetensors.index.json") for name in _shards(index)}
+    files = set(folder.glob("*.safetensors"))
+    return shards or {path for path in files if "." not in path.stem or path.with_suffix("").with_suffix(".safetensors") not in files}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _snapshot(cache: Path) -> Path | None:

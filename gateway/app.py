@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.build import engine_specs
+from adapters.build import engine_specs, memory_rules
 from adapters.errors import UpstreamError
 from config.schema import Settings
 from gateway import chat, replies
@@ -88,6 +88,7 @@ class Gateway:
             queues=lambda: {engine: status.waiting for engine, queue in self._serving.queues.items() if (status := queue.status())},
             breakers=self._breakers,
             engines=lambda: {engine: self._runtime.status(engine).state for engine in self._runtime.engines()},
+            memory=lambda: {engine: self._runtime.status(engine).memory for engine in self._runtime.engines()},
         )
 
     def _breakers(self) -> dict[str, str]:
@@ -97,11 +98,11 @@ class Gateway:
     def reconfigure(self, settings: Settings) -> None:
         """Serve the next request with these. Those under way end as they began. Raises ValueError, and nothing has changed then."""
         before = self._serving
-        self._runtime.reconfigure(engine_specs(settings))
+        self._runtime.reconfigure(engine_specs(settings), memory_rules(settings))
         try:
             self._serving = self._served(settings, before.queues)
         except ValueError:
-            self._runtime.reconfigure(engine_specs(before.settings))
+            self._runtime.reconfigure(engine_specs(before.settings), memory_rules(before.settings))
             raise
         self.admission.configure(limits_of_models(settings))
         if before.requests:

@@ -55,7 +55,8 @@ class Readings:
     """What is asked for at each scrape, on the event loop: each returns at once.
 
     in_flight: model to requests. queues: queue to those that wait in it. breakers: deployment to one of BREAKER_STATES.
-    engines: engine to one of ENGINE_STATES. writers: name of a backlog (usage, log, traces) to what is in it.
+    engines: engine to one of ENGINE_STATES. memory: engine to the bytes that it holds, by device. writers: name of a backlog (usage, log,
+    traces) to what is in it.
     Names that no configuration bounds do not belong in here, except models: an unknown one counts as "unknown".
     """
 
@@ -63,6 +64,7 @@ class Readings:
     queues: Callable[[], Mapping[str, int]] = dict
     breakers: Callable[[], Mapping[str, str]] = dict
     engines: Callable[[], Mapping[str, str]] = dict
+    memory: Callable[[], Mapping[str, Mapping[str, int]]] = dict
     writers: Callable[[], Mapping[str, Writer]] = dict
     loop_lag: Callable[[], Lag] = Lag
 
@@ -208,6 +210,13 @@ class Metrics:
             asked.breakers(),
         )
         yield _states("tandem_engine_state", "1 for the state that a local engine is in.", "engine", ENGINE_STATES, asked.engines())
+        memory = GaugeMetricFamily(
+            "tandem_engine_memory_bytes", "What a local engine counts for in its device's budget.", labels=("engine", "device")
+        )
+        for engine, held in asked.memory().items():
+            for device, amount in held.items():
+                memory.add_metric((engine, device), amount)
+        yield memory
         writers = asked.writers()
         yield _gauge(
             "tandem_backlog_length", "What waits to be written.", "writer", {name: writer.waiting for name, writer in writers.items()}

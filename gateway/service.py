@@ -8,7 +8,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.build import engine_specs
+from adapters.build import engine_specs, memory_rules
+from config.hardware import find_gpus, visible_gpus
 from config.schema import Settings
 from gateway.app import VERSION, Gateway, create_app
 from gateway.auth import KeyRing
@@ -59,8 +60,13 @@ def service(
     runtime: Runtime | None = None,
 ) -> Service:
     """write: takes the log's lines, as `gateway.observers.observers`. runtime: other engines than the configuration's own."""
-    engines = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
+    engines = runtime or _runtime(settings, data_dir, environ)
     ledger = open_usage(settings, data_dir)
     watch = observers(settings, environ, version=VERSION, write=write)
     routes = [watch.routes(keys.check), usage_routes(ledger, lambda request: keys.check(request.scope["headers"]).id)]
     return Service(create_app(settings, engines, keys, [ledger, *watch.sinks], routes), engines, ledger, watch)
+
+
+def _runtime(settings: Settings, data_dir: Path, environ: Mapping[str, str]) -> Runtime:
+    gpus = visible_gpus(find_gpus(environ), environ)
+    return Runtime(engine_specs(settings), data_dir=data_dir, memory=memory_rules(settings), gpus=gpus)

@@ -5,6 +5,7 @@ EngineError
 ├── StartFailed      it ended, or was stopped, before it served
 ├── StartTimeout     it did not serve in time
 ├── GivenUp          it crashed too often in a row
+├── NoMemory         others hold the memory that it takes
 └── RuntimeClosed    Tandem is going down
 """
 
@@ -37,6 +38,10 @@ class StartTimeout(EngineError):
 
 class GivenUp(EngineError):
     summary = "engine '{engine_id}' crashed too often and is not restarted for now"
+
+
+class NoMemory(EngineError):
+    summary = "engine '{engine_id}' has no memory to run in"
 
 
 class RuntimeClosed(EngineError):

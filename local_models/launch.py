@@ -52,6 +52,7 @@ class EngineSpec:
     (`local_models.installed`), else the one behind `vllm` on the PATH.
     args: further command-line flags. env: further variables; these may hold secrets.
     plan, text_only, speculative: for vLLM only; plan: whether flags come from the planner, as far as args leaves them open.
+    memory: bytes that it takes of each of its devices; None: estimated. pinned: never stopped so that another one may start.
     """
 
     engine_id: str
@@ -70,6 +71,8 @@ class EngineSpec:
     plan: bool = True
     text_only: bool = False
     speculative: Literal["mtp"] | None = None
+    memory: int | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True)

@@ -100,16 +100,23 @@ class Process:
         restarts: RestartPolicy | None = None,
         watch_interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        on_end: Callable[[], None] = lambda: None,
+        preflight: LaunchFor | None = None,
     ) -> None:
+        """on_end: called each time that nothing of the child is left, however it ended.
+
+        preflight: what of `launch_for` can be known at once and without looking at free memory; the same where None.
+        """
         self.name = name
         self.log = log
-        self._launch_for = launch_for
+        self._launch_for, self._preflight = launch_for, preflight or launch_for
         self._port = port
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
         self._policy = restarts or RestartPolicy()
         self._watch_interval_s = watch_interval_s
         self._clock = clock
+        self._on_end = on_end
         self._state: State = "stopped"
         self._life: _Life | None = None
         self._failure: Failure | None = None
@@ -126,6 +133,30 @@ class Process:
         if self._state == "failed" and is_given_up(self._policy, self._crashes):
             reason = f"given up: {self._crash_story()}"
         return ProcessStatus(self._state, loading.progress, loading.stage, self._restarts, reason, child.pid if child else None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything of a child may be there, and with it the memory that it takes."""
+        return self._life is not None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its child is about to be gone."""
+        return self._state == "stopping"
+
+    def refusal(self) -> EngineError | None:
+        """Why it would not start if somebody asked now, as far as that is known without trying. None where it runs."""
+        if self._closed:
+            return RuntimeClosed(self.name)
+        if self._life is not None:
+            return None
+        try:
+            self._preflight(self._port or 0, "")
+        except StartFailed as error:
+            return StartFailed(self.name, error.reason)
+        except OSError:
+            pass  # the start itself will say what that means
+        return self._too_early(delay_s(self._policy, self._crashes, self._clock()))
 
     async def ensure_ready(self) -> Address:
         """Return once the child serves. A start belongs to the process: a cancelled caller does not abort it.
@@ -206,12 +237,18 @@ class Process:
         pause_s = delay_s(self._policy, self._crashes, self._clock())
         if pause_s == 0.0:
             self._begin()
-        elif is_given_up(self._policy, self._crashes):
-            raise GivenUp(self.name, f"{self._crash_story()}; the next try is allowed in {pause_s:.0f} s", retry_after_s=pause_s)
-        elif pause_s > self._policy.patience_s:
-            raise StartFailed(self.name, f"{self._crash_story()}; the next try is allowed in {pause_s:.0f} s", retry_after_s=pause_s)
+        elif (error := self._too_early(pause_s)) is not None:
+            raise error
         else:
             await self._pause(pause_s)
+
+    def _too_early(self, pause_s: float) -> EngineError | None:
+        """For a caller who would have to wait longer than callers do, until the next try is allowed."""
+        given_up = is_given_up(self._policy, self._crashes)
+        if pause_s == 0.0 or (not given_up and pause_s <= self._policy.patience_s):
+            return None
+        kind = GivenUp if given_up else StartFailed
+        return kind(self.name, f"{self._crash_story()}; the next try is allowed in {pause_s:.0f} s", retry_after_s=pause_s)
 
     def _crash_story(self) -> str:
         reason = self._failure.reason if self._failure else "unknown"
@@ -277,6 +314,7 @@ class Process:
         self._life = None
         life.settled.set()
         life.over.set()
+        self._on_end()
 
     def _stopped(self) -> Failure:
         if self._closed:

@@ -1,23 +1,30 @@
 """All local engines: started when somebody leases one, kept while leased, unloaded when idle.
 
 A lease is the only way in. It counts before the engine is ready and until its holder is done, so an engine that somebody waits for
-or uses is never unloaded. Whether a process runs is `Process`' decision; this module only counts and says who may go.
+or uses is never unloaded. Whether a process runs is `Process`' decision, and whether there is memory for it is `Places`'; this module
+only counts and says who may go.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from config.hardware import Gpu
+from config.weights import weights_bytes
 from local_models.backoff import RestartPolicy
+from local_models.budget import Bytes
 from local_models.errors import RuntimeClosed, UnknownEngine
-from local_models.installed import launch_here
-from local_models.launch import EngineSpec, Launch
+from local_models.installed import launch_here, preflight_here
+from local_models.launch import BUILTIN_MODELS, EngineSpec, Launch
 from local_models.logs import log_path
+from local_models.need import MemoryRules, budget_of, need_of
+from local_models.places import Place, Places
 from local_models.process import Address, Process, State
 
 LaunchEngine = Callable[[EngineSpec, int, str], Launch]
@@ -36,7 +43,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """For people and model lists, out of date as soon as it is made. progress: 0 to 1. restarts: starts that followed a crash."""
+    """For people and model lists, out of date as soon as it is made. progress: 0 to 1. restarts: starts that followed a crash.
+
+    memory: bytes that it holds, by device; none while nothing of it is there. waiting: those of its leases that wait for others to
+    leave. waits_for: what those hold, as a clause for people.
+    """
 
     state: State
     progress: float | None
@@ -46,6 +57,9 @@ class EngineStatus:
     reason: str | None
     pid: int | None
     log: Path
+    memory: Bytes = field(default_factory=dict)
+    waiting: int = 0
+    waits_for: str | None = None
 
 
 @dataclass
@@ -57,6 +71,7 @@ class _Engine:
 
     spec: EngineSpec
     process: Process
+    place: Place
     leases: int = 0
     idle_timer: asyncio.TimerHandle | None = None
     leaving: bool = False
@@ -67,8 +82,21 @@ class _Engine:
 class Runtime:
     """Owns every engine process. Made anywhere, used on one event loop, closed before that loop ends."""
 
-    def __init__(self, engines: Mapping[str, EngineSpec], *, data_dir: Path, launch: LaunchEngine | None = None) -> None:
-        self._logs, self._launch = data_dir / "logs", launch or partial(launch_here, data_dir)
+    def __init__(
+        self,
+        engines: Mapping[str, EngineSpec],
+        *,
+        data_dir: Path,
+        launch: LaunchEngine | None = None,
+        memory: MemoryRules | None = None,
+        gpus: Sequence[Gpu] = (),
+    ) -> None:
+        """gpus: those of this machine, as cuda:0 and so on."""
+        self._logs, self._gpus = data_dir / "logs", gpus
+        self._launch, self._preflight = launch or partial(launch_here, data_dir), launch or partial(preflight_here, data_dir)
+        rules = memory or MemoryRules()
+        self._budget = budget_of(rules.budgets, gpus)
+        self._places = Places(self._budget, rules.wait_s)
         self._engines = {engine_id: self._made(spec) for engine_id, spec in engines.items()}
         self._leaving: dict[asyncio.Task[None], _Engine] = {}
         self._closed = False
@@ -76,11 +104,14 @@ class Runtime:
     def engines(self) -> Mapping[str, EngineSpec]:
         return {engine_id: engine.spec for engine_id, engine in self._engines.items()}
 
-    def reconfigure(self, engines: Mapping[str, EngineSpec]) -> None:
+    def reconfigure(self, engines: Mapping[str, EngineSpec], memory: MemoryRules | None = None) -> None:
         """From now on these are the engines. One that is as it was goes on undisturbed; one that is gone or has changed ends when its
 
-        last lease does, and until then the one that takes its place is not started.
+        last lease does, and until then the one that takes its place is not started. memory: None leaves it as it was.
         """
+        if memory is not None:
+            self._budget = budget_of(memory.budgets, self._gpus)
+            self._places.configure(self._budget, memory.wait_s)
         before, self._engines = self._engines, {}
         for engine_id, spec in engines.items():
             known = before.get(engine_id)
@@ -90,7 +121,7 @@ class Runtime:
             if successor is not engine:
                 engine.leaving = True
                 _cancel_idle_timer(engine)
-                leaving = asyncio.get_running_loop().create_task(_leave(engine))
+                leaving = asyncio.get_running_loop().create_task(self._leave(engine))
                 self._leaving[leaving] = engine
                 leaving.add_done_callback(self._leaving.pop)
                 if successor is not None:
@@ -108,7 +139,20 @@ class Runtime:
     def status(self, engine_id: str) -> EngineStatus:
         engine = self._engine(engine_id)
         seen = engine.process.status()
-        return EngineStatus(seen.state, seen.progress, seen.stage, engine.leases, seen.restarts, seen.reason, seen.pid, engine.process.log)
+        waiting = self._places.waiting(engine.place)
+        return EngineStatus(
+            seen.state,
+            seen.progress,
+            seen.stage,
+            engine.leases,
+            seen.restarts,
+            seen.reason,
+            seen.pid,
+            engine.process.log,
+            engine.place.memory if engine.place.is_held else {},
+            waiting,
+            self._places.in_the_way(engine.place) if waiting else None,
+        )
 
     async def stop(self, engine_id: str) -> None:
         """Stop it even while it is leased, and return when it is gone. The next lease starts it again."""
@@ -137,8 +181,14 @@ class Runtime:
             log=log_path(self._logs, spec.engine_id),
             start_timeout_s=spec.start_timeout_s,
             restarts=RestartPolicy(max_restarts=spec.max_restarts),
+            on_end=self._places.look_again,
         )
-        return _Engine(spec, process)
+        place = Place(spec.engine_id, process, partial(self._needs, spec), spec.pinned)
+        self._places.add(place)
+        return _Engine(spec, process, place)
+
+    def _needs(self, spec: EngineSpec) -> Bytes:
+        return need_of(spec, self._budget, self._gpus, lambda: weights_bytes(spec.model, BUILTIN_MODELS, os.environ))
 
     def _engine(self, engine_id: str) -> _Engine:
         engine = self._engines.get(engine_id)
@@ -157,8 +207,10 @@ class Runtime:
             if engine.before is not None:
                 await asyncio.wait({engine.before})
                 engine.before = None
-            address = await engine.process.ensure_ready()
-            yield Lease(engine.spec.engine_id, address.host, address.port, address.key)
+            async with self._places.visit(engine.place) as is_ready:
+                address = await engine.process.ensure_ready()
+                is_ready()
+                yield Lease(engine.spec.engine_id, address.host, address.port, address.key)
         finally:
             engine.leases -= 1
             if not engine.leases:
@@ -172,14 +224,14 @@ class Runtime:
         _cancel_idle_timer(engine)
         engine.idle_timer = asyncio.get_running_loop().call_later(idle_s, engine.process.request_stop)
 
-
-async def _leave(engine: _Engine) -> None:
-    """Close it once nobody leases it, and once the one before it has ended."""
-    if engine.before is not None:
-        await asyncio.wait({engine.before})
-    while engine.leases:
-        await engine.unleased.wait()
-    await engine.process.close()
+    async def _leave(self, engine: _Engine) -> None:
+        """Close it once nobody leases it, and once the one before it has ended."""
+        if engine.before is not None:
+            await asyncio.wait({engine.before})
+        while engine.leases:
+            await engine.unleased.wait()
+        await engine.process.close()
+        self._places.remove(engine.place)
 
 
 def _cancel_idle_timer(engine: _Engine) -> None:

@@ -28,6 +28,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("upstreams", "small"): schema.TransformersUpstream,
     ("upstreams", "pictures"): schema.DiffusersUpstream,
     ("server",): schema.ServerSpec,
+    ("memory",): schema.MemorySpec,
     ("chat_app",): schema.ChatAppSpec,
     ("usage",): schema.UsageSpec,
     ("log",): schema.LogSpec,

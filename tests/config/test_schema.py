@@ -203,3 +203,29 @@ def test_the_url_of_the_usage_store_is_kept_and_shows_up_in_no_text() -> None:
 def test_usage_is_kept_in_the_data_directory_and_for_good_by_default() -> None:
     usage = settings(CHAT).usage
     assert (usage.url, usage.queue_size, usage.retention_days) == (None, 10_000, None)
+
+
+def with_memory(**memory: Any) -> Settings:
+    return Settings.model_validate({"models": [CHAT], "upstreams": UPSTREAMS, "memory": memory})
+
+
+def test_memory_is_given_in_bytes_or_with_a_unit() -> None:
+    given = with_memory(budgets={"cuda:0": "22GiB", "cpu": 5, "cuda:1": "1.5 GiB", "mps": "8GB"}, wait_s=9).memory
+    assert given.budgets == {"cuda:0": 22 * 2**30, "cpu": 5, "cuda:1": 3 * 2**29, "mps": 8 * 10**9}
+    assert (given.wait_s, with_memory().memory.budgets) == (9, {})
+    assert VllmUpstream.model_validate({"kind": "vllm", "memory": "18GiB"}).memory == 18 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        ({"budgets": {"cuda": "22GiB"}}, "budgets names the device 'cuda'; known are cpu, mps, cuda:0, cuda:1 and so on"),
+        ({"budgets": {"cuda:00": 1}}, "known are cpu"),
+        ({"budgets": {"cpu": "much"}}, "could not parse value and unit"),
+        ({"budgets": {"cpu": -1}}, "could not parse value and unit"),
+        ({"wait_s": 0}, "greater than 0"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_refused(memory: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        with_memory(**memory)

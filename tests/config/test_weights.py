@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.weights import find_folder, find_weights, hub_cache
+from config.weights import find_folder, find_weights, hub_cache, weights_bytes
 
 
 def put(folder: Path, *names: str) -> None:
@@ -123,3 +123,35 @@ def test_the_folder_of_a_model(tmp_path: Path) -> None:
     assert find_folder("owner/name", {}, environ) is None
     cache = cached(tmp_path, "config.json")
     assert find_folder("owner/name", {}, environ) == cache / "snapshots" / "abc"
+
+
+def sized(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"0" * size)
+
+
+def test_the_size_of_weights_counts_them_once(tmp_path: Path) -> None:
+    """A repository may hold the same weights in two forms: what its index names counts, beside one whatever is there."""
+    plain, sharded, pipeline = tmp_path / "plain", tmp_path / "sharded", tmp_path / "pipeline"
+    sized(plain / "model.safetensors", 100)
+    sized(plain / "tokenizer.json", 7)
+    for name, size in (("a.safetensors", 10), ("b.safetensors", 20), ("consolidated.safetensors", 30)):
+        sized(sharded / name, size)
+    (sharded / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "not-there.safetensors"}})
+    )
+    sized(pipeline / "unet" / "model.safetensors", 40)
+    sized(pipeline / "unet" / "model.fp16.safetensors", 20)
+    sized(pipeline / "unet" / "extra.fp16.safetensors", 2)
+    sized(pipeline / "whole-pipeline.safetensors", 50)
+    (pipeline / "model_index.json").write_text(json.dumps(PIPELINE))
+    assert [weights_bytes(str(folder), {}, {}) for folder in (plain, sharded, pipeline)] == [100, 30, 42]
+    assert weights_bytes("builtin:x", {"builtin:x": plain}, {}) == 100
+
+
+def test_weights_that_are_not_there_have_no_size(tmp_path: Path) -> None:
+    assert weights_bytes("owner/name", {}, {"HOME": str(tmp_path)}) == 0
+    assert weights_bytes(str(tmp_path / "none"), {}, {}) == 0
+    cache = cached(tmp_path)
+    sized(cache / "snapshots" / "abc" / "model.safetensors", 60)
+    assert weights_bytes("owner/name", {}, {"HOME": str(tmp_path)}) == 60

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import APIRouter
 from openai import AsyncOpenAI
 
-from adapters.build import engine_specs
+from adapters.build import engine_specs, memory_rules
 from config.schema import Settings
 from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
@@ -99,7 +99,7 @@ async def live_gateway(
     sinks: Sequence[Sink] = (),
     routes: Sequence[APIRouter] = (),
 ) -> AsyncIterator[Live]:
-    owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir)
+    owned = runtime or Runtime(engine_specs(settings), data_dir=data_dir, memory=memory_rules(settings))
     app = create_app(settings, owned, keys or KeyRing.of([KEY], "ask the operator"), sinks, routes)
     async with _served(app, owned) as live:
         try:

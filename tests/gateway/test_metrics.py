@@ -127,6 +127,7 @@ async def test_the_gateways_parts_are_asked_at_each_scrape() -> None:
             queues=lambda: {"pictures:x": 5},
             breakers=lambda: {"up0:vendor/up0": "half_open"},
             engines=lambda: {"pictures:x": "starting"},
+            memory=lambda: {"pictures:x": {"cuda:0": 5}, "here:m": {}},
             writers=lambda: {"usage": Writer(waiting=7, dropped=2)},
             loop_lag=lambda: Lag(0.002, 0.03),
         )
@@ -141,6 +142,8 @@ async def test_the_gateways_parts_are_asked_at_each_scrape() -> None:
     assert breaker == {"closed": 0, "open": 0, "half_open": 1}
     assert value(samples, "tandem_engine_state", engine="pictures:x", state="starting") == 1
     assert value(samples, "tandem_engine_state", engine="pictures:x", state="ready") == 0
+    assert value(samples, "tandem_engine_memory_bytes", engine="pictures:x", device="cuda:0") == 5
+    assert len(named(samples, "tandem_engine_memory_bytes")) == 1
     assert value(samples, "tandem_backlog_length", writer="usage") == 7
     assert value(samples, "tandem_backlog_dropped_total", writer="usage") == 2
     assert value(samples, "tandem_event_loop_lag_seconds") == 0.002

@@ -464,6 +464,57 @@ async def test_a_server_that_says_its_engine_is_dead_is_a_crash(engines: Engines
     assert engines.running() == []
 
 
+async def test_a_refusal_is_known_before_anything_is_started(engines: Engines) -> None:
+    clock = Clock()
+    process = engines.process("--exit", "1", restarts=RestartPolicy(max_restarts=1, first_delay_s=10, patience_s=2), clock=clock)
+    assert process.refusal() is None
+    await failure_of(process)
+    assert "the next try is allowed in 10 s" in str(process.refusal())
+    clock.now += 9
+    assert process.refusal() is None, "so short a delay is waited for"
+    clock.now += 1
+    await failure_of(process)
+    assert type(process.refusal()) is GivenUp
+    process.reset()
+    assert process.refusal() is None
+    await process.close()
+    assert type(process.refusal()) is RuntimeClosed
+    assert len(engines.pids()) == 2
+
+
+async def test_a_launch_that_cannot_be_is_a_refusal(engines: Engines) -> None:
+    def launch(port: int, key: str) -> Launch:
+        raise StartFailed("vllm", "there is no `vllm` on the PATH")
+
+    process = Process("fake", launch, log=engines.log)
+    assert str(process.refusal()) == "engine 'fake' did not start: there is no `vllm` on the PATH"
+    await process.close()
+
+
+async def test_it_is_alive_until_nothing_is_left_and_then_says_so(engines: Engines) -> None:
+    ends = list[bool]()
+    process = Process(
+        "fake",
+        lambda port, key: launch_fake(port, key, "--pids", str(engines.pids_file)),
+        log=engines.log,
+        on_end=lambda: ends.append(process.alive or bool(engines.running())),
+    )
+    assert not process.alive
+    await process.ensure_ready()
+    assert (process.alive, process.stopping, process.refusal()) == (True, False, None)
+    process.request_stop()
+    assert (process.alive, process.stopping) == (True, True)
+    await process.stop()
+    await ask_and_crash(process)
+    assert ends == [False, False]
+    await process.close()
+
+
+async def ask_and_crash(process: Process) -> None:
+    await ask(await process.ensure_ready(), "/crash?code=1")
+    await until_state(process, "failed")
+
+
 async def test_keep_ready_starts_it_again_without_a_caller(engines: Engines) -> None:
     process = engines.process()
     keeper = asyncio.create_task(process.keep_ready())
