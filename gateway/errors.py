@@ -61,7 +61,18 @@ def too_large(limit: int) -> GatewayError:
 
 
 def too_slow(limit_s: float) -> GatewayError:
-    message = f"the request body stopped: nothing more of it came within {limit_s:g} s; send it again"
+    return _request_timeout(f"the request body stopped: nothing more of it came within {limit_s:g} s; send it again")
+
+
+def body_too_slow(limit_s: float) -> GatewayError:
+    return _request_timeout(f"the request body was not complete within {limit_s:g} s; send it again, or fewer and smaller images")
+
+
+def head_too_slow(limit_s: float) -> GatewayError:
+    return _request_timeout(f"the headers of the request were not complete within {limit_s:g} s; send it again")
+
+
+def _request_timeout(message: str) -> GatewayError:
     return GatewayError(408, message, "request_timeout", "timeout_error", headers={b"connection": b"close"})
 
 

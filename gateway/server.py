@@ -17,10 +17,10 @@ import uvicorn
 
 from config.schema import Settings
 from gateway.auth import KeyRing
+from gateway.client_connection import ClientConnection
 from gateway.output import Write
 from gateway.reloading import Reloading, Source
 from gateway.service import service
-from gateway.upgrades import DeafToUpgrades
 
 ENGINES_FIRST_S = 1  # before the grace is over engines stop: what they worked on ends with an error event, before its connection is closed
 
@@ -54,7 +54,7 @@ async def serve(
     config = uvicorn.Config(
         whole.app,
         loop="uvloop",
-        http=DeafToUpgrades,
+        http=ClientConnection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -19,10 +19,10 @@ from adapters.build import engine_specs
 from config.schema import Settings
 from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
+from gateway.client_connection import ClientConnection
 from gateway.record import Sink
 from gateway.service import Service, service
 from gateway.startup import listen
-from gateway.upgrades import DeafToUpgrades
 from local_models.errors import StartFailed
 from local_models.launch import EngineSpec
 from local_models.runtime import EngineStatus, Lease, Runtime
@@ -130,7 +130,7 @@ async def whole_gateway(
 async def _served(app: Gateway, runtime: Runtime) -> AsyncIterator[Live]:
     listener = listen("127.0.0.1", 0, "--port")
     config = uvicorn.Config(
-        app, http=DeafToUpgrades, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app, http=ClientConnection, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals belong to pytest
