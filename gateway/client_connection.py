@@ -3,8 +3,8 @@
 A head has HEAD_S, a body what `gateway.body` allows, and whoever takes nothing of an answer for STALLED_S is cut off. One timer for each
 connection looks every LOOK_S, and counts; nothing is timed for a request.
 
-One request at a time: what a client sends ahead of its answer is not answered, the connection ends with the answer under way, and the client
-sends it again (RFC 9112, 9.3.2). uvicorn would put it in a queue and stop reading, and then nobody would notice that the client has left.
+One request at a time: what a client sends ahead of its answer is not answered. The connection ends with the answer under way, and the
+client sends it again (RFC 9112, 9.3.2). uvicorn would queue it and stop reading, and nobody would notice that the client has left.
 """
 
 from __future__ import annotations

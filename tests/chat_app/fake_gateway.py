@@ -1,8 +1,9 @@
 """A scripted gateway over real HTTP: it speaks the gateway's dialect and obeys words in the prompt.
 
 In a chat: `slow`, `on and on` (words until `enough` is set), `think`, `hang`, `silent` (no headers), `refuse` (429), `break` (error
-event), `cut` (the connection drops), `long` (much Markdown). For a picture: `slow`, `never done` (no step after the third until `enough` is
-set), `queue`, `break`, `refuse`. Everything else is answered at once. Run `python -m tests.chat_app.fake_gateway PORT` to try the app by hand.
+event), `cut` (the connection drops), `long` (much Markdown). For a picture: `slow`, `never done` (no step after the third until
+`enough` is set), `queue`, `break`, `refuse`. Everything else is answered at once. Run `python -m tests.chat_app.fake_gateway PORT` to
+try the app by hand.
 """
 
 from __future__ import annotations

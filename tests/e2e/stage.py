@@ -1,8 +1,8 @@
 """Where the browser journeys play, and what to say there to get which behaviour.
 
 Two stages: the app in front of a scripted gateway, and the whole of Tandem as a user starts it. In the latter pictures come from
-demo-image; answers come through the gateway from a scripted server, because a journey needs answers that last until it has seen enough: one of some seconds would be over before a busy machine has opened a
-second tab.
+demo-image; answers come through the gateway from a scripted server, because a journey needs answers that last until it has seen
+enough: one of some seconds would be over before a busy machine has opened a second tab.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ async def drip(writer: asyncio.StreamWriter) -> None:
 
 
 async def reply_to(live: Live, beginning: bytes, *, dripping: bool) -> bytes:
-    """Everything that the gateway says until it closes; nothing where it closed on what was still being sent, which resets the connection."""
+    """All that the gateway says until it closes; nothing where it closed on what was still being sent, which resets the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
     writer.write(beginning)
     more = asyncio.create_task(drip(writer) if dripping else asyncio.sleep(0))
