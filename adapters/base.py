@@ -17,13 +17,15 @@ from adapters.usage import Usage
 class Meter:
     """What an answer has turned out to be so far, filled while it passes.
 
-    first_content_at: time.monotonic(). answer_bytes, chunks: what has been passed on, frames and all.
+    first_content_at: time.monotonic(). answer_bytes, chunks: what has been passed on, frames and all. headers: the upstream's, with
+    lower-case names.
     """
 
     usage: Usage | None = None
     first_content_at: float | None = None
     answer_bytes: int = 0
     chunks: int = 0
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def note_content(self) -> None:
         """Content is passed on now."""

@@ -76,6 +76,12 @@ def _request_timeout(message: str) -> GatewayError:
     return GatewayError(408, message, "request_timeout", "timeout_error", headers={b"connection": b"close"})
 
 
+def client_gave_up(patience_s: float) -> GatewayError:
+    """The client most likely does not hear this any more; whoever stands between it and us may."""
+    message = f"no complete answer came within the {patience_s:g} s that the client waits for one; let it wait longer, or ask for a stream"
+    return GatewayError(504, message, "request_timeout", "timeout_error")
+
+
 def unknown_model(name: str, kind: str, known: list[str], other_kind: bool) -> GatewayError:
     if other_kind:
         other, route = ("an image", "/v1/images/generations") if kind == "chat" else ("a chat", "/v1/chat/completions")
