@@ -35,12 +35,16 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for."""
+    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for.
+
+    traceparent: the client's place in its trace (W3C trace context), for engines of ours.
+    """
 
     body: bytes
     fields: Mapping[str, Any]
     request_id: str
     rest: str = ""
+    traceparent: str | None = None
     meter: Meter = field(default_factory=Meter)
 
     @property

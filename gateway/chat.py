@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import secrets
 import time
 from collections.abc import Coroutine, Sequence
@@ -20,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.base import ChatCall, ChatUpstream
+from adapters.rewrite import LARGE
 from adapters.usage import estimated
 from gateway.admission import Admission
 from gateway.attempts import Attempts, resting
@@ -39,6 +41,7 @@ from gateway.strategies import affinity_key
 
 PATH = "/v1/chat/completions"
 UPSTREAM_HEADER = b"x-tandem-upstream"  # which deployment answered
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C trace context, version 00
 
 log = logging.getLogger("tandem.chat")
 
@@ -66,6 +69,8 @@ class ChatCompletions:
             record.key_id = key.id
             body = await read_body(scope, receive, self._max_body_bytes)
             fields = parse(body)
+            if len(body) > LARGE:
+                await asyncio.sleep(0)
             name = fields["model"]
             route, rest = self._router.chat(name)
             record.model, record.stream = route.model.name, bool(fields.get("stream"))
@@ -81,7 +86,7 @@ class ChatCompletions:
             note_departure(record)
             return
         headers += admitted.headers
-        call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest)
+        call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest, _traceparent(record))
         exchange = _Exchange(attempts, call, record, started, headers)
         try:
             with Departure(receive) as departure:
@@ -111,6 +116,11 @@ def _attempts(route: Route[ChatUpstream], scope: Scope, fields: dict[str, object
         elif name == b"traceparent":
             record.traceparent = value.decode("latin-1")
     return Attempts(route, targets, record, sdk_retries, patience_s)
+
+
+def _traceparent(record: RequestRecord) -> str | None:
+    """The client's, where it is one."""
+    return record.traceparent if record.traceparent and _TRACEPARENT.fullmatch(record.traceparent) else None
 
 
 def _upstream_request_id(request_id: str) -> str:
