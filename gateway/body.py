@@ -22,10 +22,7 @@ DISCARD_S = 10.0
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises GatewayError: 413 above `limit` bytes, 408 where it stops coming or comes too slowly. ClientDisconnect where
-
-    the client leaves.
-    """
+    """The whole body. Raises GatewayError (413 above `limit` bytes, 408 where it stops coming or takes too long), ClientDisconnect."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             await _discard(receive, limit)

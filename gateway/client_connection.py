@@ -40,13 +40,14 @@ class ClientConnection(DeafToUpgrades):
     # -- what comes in ----------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_begun = True
-        self._looks_left = _looks(HEAD_S)
-
-    def on_headers_complete(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._ahead = True
             self.cycle.keep_alive = False
+        else:
+            self._head_begun = True
+            self._looks_left = _looks(HEAD_S)
+
+    def on_headers_complete(self) -> None:
         if not self._ahead:
             self._looks_left = _looks(body.WHOLE_S + BODY_MARGIN_S)
             super().on_headers_complete()
@@ -78,7 +79,8 @@ class ClientConnection(DeafToUpgrades):
 
     def _give_up(self) -> None:
         """What was to come has not. Whoever waits for the rest of a body, or for a client to say anything at all, is told nothing."""
-        if self._head_begun and (self.cycle is None or self.cycle.response_complete):
+        in_head = self._head_begun and (self.cycle is None or self.cycle.response_complete)
+        if in_head:
             self.transport.write(_reply(head_too_slow(HEAD_S)))
             self.transport.close()
         else:

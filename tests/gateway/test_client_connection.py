@@ -13,6 +13,7 @@ import uvloop
 
 from gateway import body, client_connection
 from gateway.record import RequestRecord
+from gateway.startup import UNSENT
 from tests.gateway.live import KEY, Live, chat_settings, image_settings, live_gateway
 from tests.scripted_upstream import Exchange, Request, ScriptedUpstream, chunk, completion, scripted_upstream
 
@@ -169,6 +170,19 @@ async def test_a_client_that_asks_ahead_and_leaves_is_missed_at_once() -> None:
     assert (len(upstream.asked), [record.outcome for record in records]) == (1, ["client_left"])
 
 
+@pytest.mark.parametrize("ahead", [b"G", b"GET /healthz HTTP/1.1\r\nhost"])
+async def test_the_beginning_of_a_further_request_does_not_disturb_the_answer(ahead: bytes) -> None:
+    async with held([]) as (live, upstream, answer):
+        reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
+        writer.write(request() + ahead)
+        while not upstream.asked:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # three times as long as a head may take
+        answer.set()
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 # -- slow to take -------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +231,18 @@ def test_a_client_that_reads_nothing_any_more_is_cut_off(
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(ask())
     assert len(records) == 1
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such option")
+async def test_the_kernel_holds_little_for_a_client_that_is_slow() -> None:
+    async with live_gateway(image_settings()) as live:
+        reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"ok")
+        (connection,) = live.server.server_state.connections
+        accepted: socket.socket = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
+        writer.close()
 
 
 async def test_a_client_that_reads_slowly_and_without_a_pause_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
