@@ -17,13 +17,15 @@ from adapters.usage import Usage
 class Meter:
     """What an answer has turned out to be so far, filled while it passes.
 
-    first_content_at: time.monotonic(). answer_bytes, chunks: what has been passed on, frames and all.
+    first_content_at: time.monotonic(). answer_bytes, chunks: what has been passed on, frames and all. headers: the upstream's, with
+    lower-case names.
     """
 
     usage: Usage | None = None
     first_content_at: float | None = None
     answer_bytes: int = 0
     chunks: int = 0
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def note_content(self) -> None:
         """Content is passed on now."""
@@ -33,12 +35,16 @@ class Meter:
 
 @dataclass(slots=True)  # not frozen: that would triple what making one costs, and one is made for each request
 class ChatCall:
-    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for."""
+    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for.
+
+    traceparent: the client's place in its trace (W3C trace context), for engines of ours.
+    """
 
     body: bytes
     fields: Mapping[str, Any]
     request_id: str
     rest: str = ""
+    traceparent: str | None = None
     meter: Meter = field(default_factory=Meter)
 
     @property

@@ -20,6 +20,7 @@ from adapters.connection import ConnectionLost, ProtocolError, UpstreamConnectio
 from adapters.network import DIRECT, Network
 from adapters.pool import Pool
 from adapters.receivers import EventReply, Reply, StreamedReply, WholeReply
+from adapters.rewrite import LARGE
 
 STALE_S = 1.0  # within this time a kept connection that the upstream had closed meanwhile says so
 
@@ -27,7 +28,10 @@ AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
 class Endpoint:
-    """See the module. base_url: up to and with `/v1`; key: sent as bearer token, never shown; headers: sent with every request."""
+    """See the module. base_url: up to and with `/v1`; key: sent as bearer token, never shown; headers: sent with every request.
+
+    ours: it is told a client's traceparent. To strangers that would show which of their requests belong together, and with whose.
+    """
 
     def __init__(
         self,
@@ -37,11 +41,13 @@ class Endpoint:
         timeouts: Timeouts,
         headers: Mapping[str, str] | None = None,
         network: Network = DIRECT,
+        *,
+        ours: bool = False,
     ) -> None:
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"upstream '{name}': base_url {base_url!r} is not http://… or https://…")
-        self.name, self.key, self.timeouts = name, key, timeouts
+        self.name, self.key, self.timeouts, self._ours = name, key, timeouts, ours
         self._unusable = f"upstream '{name}': {network.problem}" if network.problem else None
         authority = url.netloc.rpartition("@")[2]
         self._where = f"{url.scheme}://{authority}"
@@ -63,11 +69,11 @@ class Endpoint:
 
     async def stream(self, path: str, body: bytes, call: ChatCall, client: Client) -> None:
         """POST `body`, the call's own as this upstream wants it, and write the streamed answer to `client`. Raises UpstreamError."""
-        await self._exchange(path, body, call.request_id, lambda connection: StreamedReply(self, connection, call, client))
+        await self._exchange(path, body, self._marks(call), lambda connection: StreamedReply(self, connection, call, client))
 
     async def complete(self, path: str, body: bytes, call: ChatCall) -> bytes:
         """POST `body`, and return the JSON document of the answer. Raises UpstreamError."""
-        reply = await self._exchange(path, body, call.request_id, lambda connection: WholeReply(self, connection, call))
+        reply = await self._exchange(path, body, self._marks(call), lambda connection: WholeReply(self, connection, call))
         return reply.document
 
     async def events(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -92,7 +98,13 @@ class Endpoint:
     def close(self) -> None:
         self.pool.close()
 
+    def _marks(self, call: ChatCall) -> str:
+        """The request's id, and further headers of this request alone."""
+        return f"{call.request_id}\r\ntraceparent: {call.traceparent}" if self._ours and call.traceparent else call.request_id
+
     async def _exchange(self, path: str, body: bytes, request_id: str, reply_on: Callable[[UpstreamConnection], AnyReply]) -> AnyReply:
+        if len(body) > LARGE:
+            await asyncio.sleep(0)
         head = f"POST {self._path}{path} HTTP/1.1\r\nx-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
         request = b"".join((head, self._head, b"\r\n", body))
         loop = asyncio.get_running_loop()

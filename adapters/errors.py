@@ -17,8 +17,9 @@ import orjson
 UNREACHABLE, DISCONNECTED, TIMED_OUT = "upstream_unreachable", "upstream_disconnected", "upstream_timeout"
 MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
 NAME_LIMIT = 128  # of its code, type and param
+RATE_HEADERS = b"x-ratelimit-"  # how their names begin
 # Headers of an error that a client's back-off depends on (openai-python reads the first three), by their beginnings.
-BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-ratelimit-")
+BACKOFF_HEADERS = (b"retry-after", b"retry-after-ms", b"x-should-retry", RATE_HEADERS)
 # The type names OpenAI uses for a status; everything else is "api_error".
 _TYPES = {
     400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error", 422: "invalid_request_error",

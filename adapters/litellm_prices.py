@@ -14,8 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adapters.usage import Usage
-
 _FILE = "model_prices_and_context_window_backup.json"
 _PER_MILLION = 1_000_000
 
@@ -26,10 +24,6 @@ class Price(NamedTuple):
     input: float
     cached: float
     output: float
-
-    def cost_usd(self, usage: Usage) -> float:
-        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
-        return (fresh * self.input + usage.cached_tokens * self.cached + usage.completion_tokens * self.output) / _PER_MILLION
 
 
 @dataclass(frozen=True, slots=True)

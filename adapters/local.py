@@ -41,7 +41,7 @@ class _Engine:
         at = (lease.host, lease.port, lease.key)
         if self._endpoint is None or self._at != at:
             self.close()
-            self._endpoint = Endpoint(self._engine_id, f"http://{lease.host}:{lease.port}/v1", lease.key, self._timeouts)
+            self._endpoint = Endpoint(self._engine_id, f"http://{lease.host}:{lease.port}/v1", lease.key, self._timeouts, ours=True)
             self._at = at
         return self._endpoint
 

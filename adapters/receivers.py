@@ -51,7 +51,8 @@ class Reply:
 
     # -- Receiver ---------------------------------------------------------------------------------------------------
     def on_head(self, status: int, headers: Headers) -> None:
-        self._status, self._headers = status, dict(headers)
+        self._status = status
+        self._headers.update(headers)
         is_stream = self._headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         self._encoding = self._headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
         self._foreign = status >= 300 or is_stream != self.streams or self._encoding != "identity"
@@ -142,6 +143,7 @@ class StreamedReply(Reply):
         super().__init__(endpoint, connection)
         self._answer = StreamedAnswer(endpoint.name, endpoint.key, call.meter, call.wants_usage)
         self._meter = call.meter
+        self._meter.headers = self._headers
         self._client = client
 
     @property
@@ -172,6 +174,7 @@ class WholeReply(Reply):
     def __init__(self, endpoint: Endpoint, connection: UpstreamConnection, call: ChatCall) -> None:
         super().__init__(endpoint, connection)
         self._answer = WholeAnswer(endpoint.name, endpoint.key, call.meter)
+        call.meter.headers = self._headers
         self.document = b""
 
     def take(self, data: bytes) -> None:

@@ -198,6 +198,7 @@ def _control_plane(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirect loses a POST's body in many clients, and is no error of OpenAI's
         telemetry=_NO_TELEMETRY_OF_ITS_OWN,
     )
     app.include_router(_health(settings, runtime))

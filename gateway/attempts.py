@@ -29,13 +29,18 @@ log = logging.getLogger("tandem.chat")
 
 @dataclass(slots=True)
 class Attempts:
-    """See the module. targets: in the order in which they are tried. sdk_retries: how often the client has tried by itself before."""
+    """See the module. targets: in the order in which they are tried. sdk_retries: how often the client has tried by itself before.
+
+    patience_s: how long the client waits, from now on.
+    """
 
     route: Route[ChatUpstream]
     targets: Sequence[Target[ChatUpstream]]
     record: RequestRecord
     sdk_retries: int = 0
+    patience_s: float = math.inf
     last: Target[ChatUpstream] | None = None  # the one asked last: that which answered, if any did
+    _begun_at: float = field(default_factory=time.monotonic)
     _asked_at: float = 0.0
     _made: int = 0
     _retries: int = 0
@@ -117,6 +122,8 @@ class Attempts:
         wait_s = None if self.sdk_retries else wait_before_retry(error, self._retries, self.route.chance, time.time())
         if wait_s is None or not target.condition.breaker.allows(time.monotonic()):
             return
+        if time.monotonic() + wait_s >= self._begun_at + self.patience_s:
+            return  # nobody would be there for the answer
         if self._waited_s + wait_s <= self.route.model.routing.max_wait_s:
             retry_at.append((time.monotonic() + wait_s, target))
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.base import ChatCall, ChatUpstream
+from adapters.rewrite import LARGE
 from adapters.usage import estimated
 from gateway.admission import Admission
 from gateway.attempts import Attempts, resting
@@ -26,10 +30,11 @@ from gateway.body import read_body
 from gateway.chat_request import check_for_model, expected_tokens, parse, prompt_characters
 from gateway.client_stream import ClientStream
 from gateway.departure import Departure
-from gateway.errors import GatewayError, shutting_down, to_gateway_error
+from gateway.errors import GatewayError, client_gave_up, shutting_down, to_gateway_error
 from gateway.http_protocol import cycle_of
 from gateway.record import RequestRecord, Sink, note_departure, note_failure
-from gateway.respond import RawHeaders, send_error, send_json
+from gateway.respond import RawHeaders, rates_of, send_error, send_json
+from gateway.retries import PATIENCE_HEADERS, seconds
 from gateway.routing import Route, Router, Target
 from gateway.server_timing import HEADER as TIMING_HEADER
 from gateway.server_timing import server_timing
@@ -37,6 +42,7 @@ from gateway.strategies import affinity_key
 
 PATH = "/v1/chat/completions"
 UPSTREAM_HEADER = b"x-tandem-upstream"  # which deployment answered
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C trace context, version 00
 
 log = logging.getLogger("tandem.chat")
 
@@ -64,6 +70,8 @@ class ChatCompletions:
             record.key_id = key.id
             body = await read_body(scope, receive, self._max_body_bytes)
             fields = parse(body)
+            if len(body) > LARGE:
+                await asyncio.sleep(0)
             name = fields["model"]
             route, rest = self._router.chat(name)
             record.model, record.stream = route.model.name, bool(fields.get("stream"))
@@ -79,14 +87,14 @@ class ChatCompletions:
             note_departure(record)
             return
         headers += admitted.headers
-        call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest)
-        exchange = _Exchange(attempts, call, record, started)
+        call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest, _traceparent(record))
+        exchange = _Exchange(attempts, call, record, started, headers)
         try:
             with Departure(scope) as departure:
                 if record.stream:
                     await exchange.stream(ClientStream(send, cycle_of(scope).push, headers, exchange.answer_headers))
                 else:
-                    await exchange.complete(send, headers)
+                    await exchange.complete(send)
             if departure.gone:
                 note_departure(record)
             exchange.note_answer()
@@ -105,7 +113,13 @@ def _attempts(route: Route[ChatUpstream], scope: Scope, fields: dict[str, object
     if traceparent is not None:
         record.traceparent = traceparent.decode("latin-1")
     retries = headers.get(b"x-stainless-retry-count", b"")  # how often the SDK has tried this request before
-    return Attempts(route, targets, record, int(retries) if retries.isdigit() else 0)
+    patience_s = [] if record.stream else [seconds(headers[name]) for name in PATIENCE_HEADERS if name in headers]
+    return Attempts(route, targets, record, int(retries) if retries.isdigit() else 0, min(patience_s, default=math.inf))
+
+
+def _traceparent(record: RequestRecord) -> str | None:
+    """The client's, where it is one."""
+    return record.traceparent if record.traceparent and _TRACEPARENT.fullmatch(record.traceparent) else None
 
 
 def _upstream_request_id(request_id: str) -> str:
@@ -115,12 +129,13 @@ def _upstream_request_id(request_id: str) -> str:
 
 @dataclass(slots=True)
 class _Exchange:
-    """An admitted request and its answer. started: of the request, time.monotonic()."""
+    """An admitted request and its answer. started: of the request, time.monotonic(). headers: sent in any case."""
 
     attempts: Attempts
     call: ChatCall
     record: RequestRecord
     started: float
+    headers: RawHeaders
 
     async def stream(self, client: ClientStream) -> None:
         async def ask(target: Target[ChatUpstream]) -> None:
@@ -138,22 +153,33 @@ class _Exchange:
         finally:
             client.close()
 
-    async def complete(self, send: Send, headers: RawHeaders) -> None:
+    async def complete(self, send: Send) -> None:
         async def ask(target: Target[ChatUpstream]) -> bytes:
             return await target.upstream.complete(self.call)
 
         try:
-            document = await self.attempts.first_answer(ask, lambda: False)
+            document = await self._in_time(self.attempts.first_answer(ask, lambda: False))
         except asyncio.CancelledError:  # as in stream
             note_failure(self.record, shutting_down())
-            await send_error(send, shutting_down(), headers)
+            await send_error(send, shutting_down(), self.headers)
         except Exception as error:  # noqa: BLE001 - every failure becomes one error of ours
             failure = _explain(error, self.call.request_id)
             note_failure(self.record, failure)
-            await send_error(send, failure, headers)
+            await send_error(send, failure, self.headers)
         else:
             self.record.status = 200
-            await send_json(send, 200, document, [*headers, *self._answered_by(self.record.upstream_s)])
+            await send_json(send, 200, document, [*self.headers, *self._answered_by(self.record.upstream_s)])
+
+    async def _in_time(self, asking: Coroutine[Any, Any, bytes]) -> bytes:
+        """What `asking` returns, before its client has given up. A stream needs no such end: comments keep its client awake."""
+        patience_s = self.attempts.patience_s
+        if patience_s == math.inf:
+            return await asking
+        try:
+            async with asyncio.timeout(patience_s):
+                return await asking
+        except TimeoutError:
+            raise client_gave_up(patience_s) from None
 
     def answer_headers(self) -> RawHeaders:
         """Of a stream whose first content has come."""
@@ -163,7 +189,8 @@ class _Exchange:
         last = self.attempts.last
         assert last is not None, "somebody has answered"
         timing = server_timing(time.monotonic() - self.started, upstream_s)
-        return [(UPSTREAM_HEADER, last.deployment.upstream.encode()), (TIMING_HEADER, timing)]
+        rates = rates_of(self.call.meter.headers, self.headers)
+        return [(UPSTREAM_HEADER, last.deployment.upstream.encode()), (TIMING_HEADER, timing), *rates]
 
     async def _fail(self, client: ClientStream, failure: GatewayError) -> None:
         note_failure(self.record, failure)

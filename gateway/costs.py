@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+from adapters.litellm_prices import Price as ListedPrice
 from adapters.litellm_prices import installed_prices
 from adapters.usage import Usage
 from config.schema import Deployment, LitellmUpstream, Price, UpstreamSpec
@@ -16,16 +17,24 @@ Pricing: TypeAlias = Callable[[Usage, str], float | None]
 _MILLION = 1_000_000
 
 
-def cost_usd(usage: Usage, price: Price | None) -> float | None:
+def cost_usd(usage: Usage, price: Price | ListedPrice | None) -> float | None:
     """US dollars, or None where nobody knows. Reasoning tokens are part of the completion's; cached ones part of the prompt's."""
     if usage.cost_usd is not None and math.isfinite(usage.cost_usd):
         return usage.cost_usd
     if price is None:
         return None
     cached = min(usage.cached_tokens, usage.prompt_tokens)
-    per_cached = price.input_usd_per_million if price.cached_input_usd_per_million is None else price.cached_input_usd_per_million
-    prompt = (usage.prompt_tokens - cached) * price.input_usd_per_million + cached * per_cached
-    return (prompt + usage.completion_tokens * price.output_usd_per_million) / _MILLION
+    per_input, per_cached, per_output = _rates(price)
+    prompt = (usage.prompt_tokens - cached) * per_input + cached * per_cached
+    return (prompt + usage.completion_tokens * per_output) / _MILLION
+
+
+def _rates(price: Price | ListedPrice) -> tuple[float, float, float]:
+    """For a million tokens: of the prompt, of the prompt from a cache, of the answer."""
+    if isinstance(price, ListedPrice):
+        return price
+    cached = price.cached_input_usd_per_million
+    return price.input_usd_per_million, price.input_usd_per_million if cached is None else cached, price.output_usd_per_million
 
 
 def pricing_of(deployment: Deployment, upstream: UpstreamSpec) -> Pricing:
@@ -37,8 +46,7 @@ def pricing_of(deployment: Deployment, upstream: UpstreamSpec) -> Pricing:
         prices = installed_prices()
 
         def by_litellm(usage: Usage, model: str) -> float | None:
-            listed = prices.price_of(model)
-            return cost_usd(usage, None) if usage.cost_usd is not None or listed is None else listed.cost_usd(usage)
+            return cost_usd(usage, prices.price_of(model))
 
         return by_litellm
     return lambda usage, _: cost_usd(usage, deployment.price)

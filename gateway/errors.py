@@ -61,8 +61,25 @@ def too_large(limit: int) -> GatewayError:
 
 
 def too_slow(limit_s: float) -> GatewayError:
-    message = f"the request body stopped: nothing more of it came within {limit_s:g} s; send it again"
+    return _request_timeout(f"the request body stopped: nothing more of it came within {limit_s:g} s; send it again")
+
+
+def body_too_slow(limit_s: float) -> GatewayError:
+    return _request_timeout(f"the request body was not complete within {limit_s:g} s; send it again, or fewer and smaller images")
+
+
+def head_too_slow(limit_s: float) -> GatewayError:
+    return _request_timeout(f"the headers of the request were not complete within {limit_s:g} s; send it again")
+
+
+def _request_timeout(message: str) -> GatewayError:
     return GatewayError(408, message, "request_timeout", "timeout_error", headers={b"connection": b"close"})
+
+
+def client_gave_up(patience_s: float) -> GatewayError:
+    """The client most likely does not hear this any more; whoever stands between it and us may."""
+    message = f"no complete answer came within the {patience_s:g} s that the client waits for one; let it wait longer, or ask for a stream"
+    return GatewayError(504, message, "request_timeout", "timeout_error")
 
 
 def unknown_model(name: str, kind: str, known: list[str], other_kind: bool) -> GatewayError:

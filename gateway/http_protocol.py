@@ -69,23 +69,15 @@ class GatewayProtocol(HttpToolsProtocol):
         text = path.decode("ascii")
         scope["path"] = urllib.parse.unquote(text) if "%" in text else text
         scope["raw_path"], scope["query_string"] = path, query
-        before = self.cycle
         cycle = self.cycle = Cycle(self, version != "1.0" and self.parser.should_keep_alive())
         scope["extensions"] = {_CYCLE: cycle}
-        if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
-        else:  # pipelined: its turn comes
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+        self._start_asgi_task(cycle, self.app)  # one at a time: `gateway.client_connection` lets none begin before
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-            return
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)

@@ -12,9 +12,9 @@ from math import ceil
 from typing import Literal, NamedTuple, TypeAlias
 
 from config.schema import Limits
+from gateway.usage_totals import DAY_S
 
 MINUTE_S = 60.0
-DAY_S = 86_400
 SLOT_WAIT_S = 1.0  # when a running request will end is not known; this is soon enough to ask again
 _SOON_S = 5e-6  # as good as now: Unix time as a float is no finer than a quarter of a microsecond
 

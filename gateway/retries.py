@@ -6,6 +6,7 @@ SDK multiplies it by its own. Source of the header rules: openai-python 3.3.1, `
 
 from __future__ import annotations
 
+import math
 import random
 from email.utils import parsedate_to_datetime
 
@@ -13,6 +14,8 @@ from adapters.errors import TIMED_OUT, UpstreamError
 from local_models.errors import EngineError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 8.0
+# How long the SDK waits for an answer that does not stream, in seconds: openai-python's and openai-node's name for it.
+PATIENCE_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 _WORTH_ANOTHER_TRY = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 
 
@@ -31,6 +34,15 @@ def wait_before_retry(error: UpstreamError | EngineError, retries: int, chance: 
     if asked is not None:
         return asked
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retries) * chance.uniform(0.75, 1.25))
+
+
+def seconds(value: bytes) -> float:
+    """What a header says; infinite where that is nothing that could be waited for."""
+    try:
+        given = float(value)
+    except ValueError:
+        return math.inf
+    return given if given > 0 else math.inf  # not a number is not greater
 
 
 def retry_after_s(headers: dict[bytes, bytes], now: float) -> float | None:

@@ -17,7 +17,7 @@ import uvicorn
 
 from config.schema import Settings
 from gateway.auth import KeyRing
-from gateway.http_protocol import GatewayProtocol
+from gateway.client_connection import ClientConnection
 from gateway.output import Write
 from gateway.reloading import Reloading, Source
 from gateway.service import service
@@ -54,7 +54,7 @@ async def serve(
     config = uvicorn.Config(
         whole.app,
         loop="uvloop",
-        http=GatewayProtocol,
+        http=ClientConnection,
         ws="none",
         lifespan="off",
         log_config=None,

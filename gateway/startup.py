@@ -143,6 +143,11 @@ def claimed(data_dir: Path, part: str) -> Iterator[Callable[[str], None]]:
         yield note
 
 
+# Bytes of an answer that the kernel holds for one client beside those on their way. More would only hide from us that a client is slow:
+# by default it takes up to four megabytes, and says for minutes that nothing moves.
+UNSENT = 128 * 1024
+
+
 def listen(host: str, port: int, option: str) -> socket.socket:
     """A socket that listens there. option: the flag that chooses the port. Raises CannotStart."""
     try:
@@ -152,6 +157,8 @@ def listen(host: str, port: int, option: str) -> socket.socket:
     listener = socket.socket(family, kind, protocol)  # with its protocol: asyncio sets TCP_NODELAY only where that is said to be TCP
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what it accepts inherits it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from adapters.litellm_prices import Price, installed_prices, price_of, prices_in
-from adapters.usage import Usage
 
 TABLE = {
     "sample_spec": {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "mode": "one of: chat, embedding"},
@@ -42,10 +41,6 @@ TABLE = {
 )
 def test_a_model_is_found_with_its_provider_or_without(model: str, expected: Price | None) -> None:
     assert prices_in(TABLE, "litellm 1").price_of(model) == expected
-
-
-def test_cached_tokens_cost_their_own_price() -> None:
-    assert Price(3.0, 0.3, 15.0).cost_usd(Usage(1_000_000, 100_000, cached_tokens=400_000)) == pytest.approx(1.8 + 0.12 + 1.5)
 
 
 def test_the_installed_map_knows_well_known_models_and_says_where_it_is_from() -> None:

@@ -1,8 +1,9 @@
 """A scripted gateway over real HTTP: it speaks the gateway's dialect and obeys words in the prompt.
 
-In a chat: `slow`, `think`, `hang`, `silent` (no headers), `refuse` (429), `break` (error event), `cut` (the
-connection drops), `long` (much Markdown). For a picture: `slow`, `queue`, `break`, `refuse`. Everything else is
-answered at once. Run `python -m tests.chat_app.fake_gateway PORT` to try the app by hand.
+In a chat: `slow`, `on and on` (words until `enough` is set), `think`, `hang`, `silent` (no headers), `refuse` (429), `break` (error
+event), `cut` (the connection drops), `long` (much Markdown). For a picture: `slow`, `never done` (no step after the third until
+`enough` is set), `queue`, `break`, `refuse`. Everything else is answered at once. Run `python -m tests.chat_app.fake_gateway PORT` to
+try the app by hand.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def usual_models() -> list[dict[str, Any]]:
 
 @dataclass
 class FakeGateway:
-    """Serves in a thread of its own while entered. `hangups` gets the monotonic time of each client that left early."""
+    """Serves in a thread of its own while entered. `hangups` gets the monotonic time of each client that left early. `enough`: what went on
+
+    for its sake may end.
+    """
 
     port: int = 0
     models: list[dict[str, Any]] = field(default_factory=usual_models)
@@ -82,6 +86,7 @@ class FakeGateway:
     pace_s: float = 0.05
     requests: list[dict[str, Any]] = field(default_factory=list)
     hangups: queue.Queue[float] = field(default_factory=queue.Queue)
+    enough: threading.Event = field(default_factory=threading.Event)
     retrieved: int = 0
 
     @property
@@ -102,6 +107,7 @@ class FakeGateway:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.enough.set()
         self._server.should_exit = True
         self._thread.join(5)
         self._listener.close()
@@ -153,6 +159,9 @@ class FakeGateway:
         for word in _words(prompt):
             yield chunk({"content": word})
             await asyncio.sleep(self.pace_s if "slow" in prompt else 0)
+        while "on and on" in prompt and not self.enough.is_set():
+            yield chunk({"content": "and on "})
+            await asyncio.sleep(self.pace_s)
         if "hang" in prompt:
             await asyncio.sleep(3600)
         if "break" in prompt:
@@ -185,6 +194,8 @@ class FakeGateway:
             for step in range(1, steps + 1):
                 await asyncio.sleep(pace_s)
                 yield event("progress", job_id="job-1", image_index=index, step=step, steps=steps, eta_s=(steps - step) * pace_s)
+                while "never done" in prompt and step == 3 and not self.enough.is_set():
+                    await asyncio.sleep(self.pace_s)
                 if "break" in prompt and step == 3:
                     fault = {"message": "out of memory", "type": "server_error", "param": None, "code": "out_of_memory"}
                     yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': fault})}\n\n"

@@ -1,7 +1,8 @@
 """Where the browser journeys play, and what to say there to get which behaviour.
 
 Two stages: the app in front of a scripted gateway, and the whole of Tandem as a user starts it. In the latter pictures come from
-demo-image; answers come through the gateway from a scripted server, because a journey needs answers as slow as it likes.
+demo-image; answers come through the gateway from a scripted server, because a journey needs answers that last until it has seen
+enough: one of some seconds would be over before a busy machine has opened a second tab.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ models:
   - name: demo-image
     kind: image
     demo: true
-    image: {{default_size: 128x128, size_multiple: 32, min_side: 64, max_side: 256, num_inference_steps: 8, max_num_inference_steps: 50}}
+    image: {{default_size: 128x128, size_multiple: 32, min_side: 64, max_side: 256, num_inference_steps: 8, max_num_inference_steps: 1000}}
     deployments: [{{upstream: pictures, model: "builtin:demo-image"}}]
 upstreams:
   stories: {{kind: openai, base_url: "{url}", api_key: "{key}", thinking: chat_template_kwargs}}
@@ -45,16 +46,25 @@ upstreams:
 @dataclass(frozen=True)
 class Stage:
     app_url: str
-    short_question: str
-    long_question: str  # its answer takes some seconds at least
-    question_to_think_about: str
+    gateway: FakeGateway  # the scripted one, or the upstream
+    slow_picture: str
+    short_question: str = "hello"
+    long_question: str = "on and on"  # its answer goes on until `let_end`
+    question_to_think_about: str = "think"
     picture: str = "a red circle on a blue background"
+
+    def hold(self) -> None:
+        """From now on answers to the long question do not end by themselves."""
+        self.gateway.enough.clear()
+
+    def let_end(self) -> None:
+        self.gateway.enough.set()
 
 
 @contextmanager
 def scripted_stage(folder: Path) -> Iterator[Stage]:
     with FakeGateway(pace_s=0.1) as gateway, running_app(gateway.base_url, gateway.api_key, folder) as app_url:
-        yield Stage(app_url, "hello", "slow", "think", "a slow red circle on a blue background")
+        yield Stage(app_url, gateway, "a red circle that is never done")
 
 
 @contextmanager
@@ -63,7 +73,7 @@ def tandem_stage(folder: Path) -> Iterator[Stage]:
     with FakeGateway(pace_s=0.1) as upstream:
         config.write_text(WHOLE.format(url=upstream.base_url, key=upstream.api_key))
         with running(folder, "up", "--chat-port", "0", "--config", str(config)) as tandem:
-            yield Stage(tandem.address("chat app"), "hello", "slow", "think")
+            yield Stage(tandem.address("chat app"), upstream, "a red circle")
 
 
 @contextmanager

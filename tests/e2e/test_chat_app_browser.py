@@ -57,6 +57,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, stage: Stage) -> Page:
+    stage.hold()
     return visit(context, stage.app_url)
 
 
@@ -145,6 +146,7 @@ def test_a_click_does_not_disturb_the_answer(page: Page, stage: Stage) -> None:
     expect(page.get_by_role("heading", name="What shall we make?")).to_be_visible()
     page.go_back()
     wait_for_text(page, seen)
+    stage.let_end()
     expect(button(page, "Regenerate")).to_be_visible()
 
 
@@ -154,6 +156,7 @@ def test_a_reload_in_mid_answer_finds_it_going_on(page: Page, stage: Stage) -> N
     page.reload()
     expect(button(page, "Stop")).to_be_visible()
     wait_for_text(page, seen)
+    stage.let_end()
     expect(button(page, "Regenerate")).to_be_visible()
     expect(button(page, "Stop")).to_have_count(0)
 
@@ -204,11 +207,11 @@ def test_a_picture_is_cancelled(page: Page, stage: Stage) -> None:
     page.get_by_role("slider", name="Steps").press("End")
     expect(page.get_by_role("button", name=re.compile(r"\d\d+ steps"))).to_be_visible()
     page.keyboard.press("Escape")
-    send(page, stage.picture)
+    send(page, stage.slow_picture)
     expect(answer(page)).to_contain_text(re.compile(r"step \d+/\d+"))
     button(page, "Cancel").click()
     expect(answer(page)).to_contain_text("Stopped")
-    expect(answer(page).get_by_role("img", name=stage.picture)).to_have_count(0)
+    expect(answer(page).get_by_role("img", name=stage.slow_picture)).to_have_count(0)
     expect(button(page, "Retry")).to_be_visible()
 
 

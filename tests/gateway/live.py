@@ -19,7 +19,7 @@ from adapters.build import engine_specs, memory_rules
 from config.schema import Settings
 from gateway.app import Gateway, create_app
 from gateway.auth import KeyRing
-from gateway.http_protocol import GatewayProtocol
+from gateway.client_connection import ClientConnection
 from gateway.record import Sink
 from gateway.service import Service, service
 from gateway.startup import listen
@@ -130,7 +130,7 @@ async def whole_gateway(
 async def _served(app: Gateway, runtime: Runtime) -> AsyncIterator[Live]:
     listener = listen("127.0.0.1", 0, "--port")
     config = uvicorn.Config(
-        app, http=GatewayProtocol, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app, http=ClientConnection, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals belong to pytest

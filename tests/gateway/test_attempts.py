@@ -323,3 +323,63 @@ async def test_a_record_says_that_the_client_has_left() -> None:
             await asyncio.sleep(0.001)
     (record,) = records
     assert (record.outcome, record.status, record.error_code, record.attempts[0].error) == ("client_left", 200, None, "cancelled")
+
+
+async def waits(request: Request, exchange: Exchange) -> None:
+    await exchange.until_left()
+
+
+@pytest.mark.parametrize("header", ["x-stainless-read-timeout", "x-stainless-timeout"])
+async def test_a_whole_answer_is_not_made_for_longer_than_its_client_waits(header: str) -> None:
+    records: list[RequestRecord] = []
+    async with (
+        scripted_upstream(waits) as upstream,
+        live_gateway(chat_settings(upstream.base_url), sinks=[records.append]) as live,
+    ):
+        with pytest.raises(openai.InternalServerError, match=r"within the 0\.2 s that the client waits") as caught:
+            await ask(live, **{header: "0.2"})
+        while not upstream.left:
+            await asyncio.sleep(0.001)
+    assert caught.value.status_code == 504
+    assert [(record.outcome, record.error_code) for record in records] == [("failed", "request_timeout")]
+
+
+@pytest.mark.parametrize("value", ["", "nan", "inf", "-1", "0", "soon"])
+async def test_a_wait_that_is_none_bounds_nothing(value: str) -> None:
+    async with scripted_upstream(answering("yes")) as upstream, live_gateway(chat_settings(upstream.base_url)) as live:
+        assert (await ask(live, **{"x-stainless-read-timeout": value})).choices[0].message.content == "yes"
+
+
+async def test_a_stream_goes_on_for_longer_than_its_client_waits_for_one_piece_of_it() -> None:
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.events(chunk("one"))
+        await asyncio.sleep(0.3)
+        await exchange.events(chunk("two"), chunk(finish="stop"), "[DONE]")
+        await exchange.end_stream()
+
+    async with scripted_upstream(scenario) as upstream, live_gateway(chat_settings(upstream.base_url)) as live, live.http() as http:
+        body = {"model": "m", "messages": HELLO, "stream": True}
+        reply = await http.post(CHAT, json=body, headers={"x-stainless-read-timeout": "0.2"})
+    assert reply.text.endswith("data: [DONE]\n\n")
+    assert "error" not in reply.text
+
+
+async def test_a_retry_that_its_client_would_not_live_to_see_is_not_waited_for() -> None:
+    async with (
+        scripted_upstream(failing(503, DOWN, retry_after="5")) as upstream,
+        live_gateway(chat_settings(upstream.base_url, model={"routing": {"max_wait_s": 60}})) as live,
+    ):
+        with pytest.raises(openai.InternalServerError, match="down") as caught:
+            await ask(live, **{"x-stainless-read-timeout": "4"})
+        assert caught.value.response.headers["retry-after"] == "5"
+        assert len(upstream.asked) == 1
+
+
+async def test_the_sdk_says_how_long_it_waits() -> None:
+    async with (
+        scripted_upstream(answering("yes")) as upstream,
+        openai.AsyncOpenAI(base_url=upstream.base_url, api_key="x", timeout=7, max_retries=0) as client,
+    ):
+        await client.chat.completions.create(model="m", messages=HELLO)
+    assert float(upstream.asked[0].headers["x-stainless-read-timeout"]) == 7

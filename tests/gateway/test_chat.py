@@ -339,6 +339,29 @@ async def test_a_local_engine_is_leased_for_the_request_and_told_whether_to_thin
         assert engine.asked[0].headers["authorization"] == "Bearer engine-key"
 
 
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+@pytest.mark.parametrize(("sent", "arrives"), [(TRACE, TRACE), ("nonsense", None), (f"{TRACE}-more", None)])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_of_ours_is_told_the_clients_trace(sent: str, arrives: str | None, stream: bool) -> None:
+    model = {"name": "m", "kind": "chat", "deployments": [{"upstream": "here", "model": "Org/M"}]}
+    settings = settings_of([model], {"here": {"kind": "vllm"}})
+    async with scripted_upstream(answering("hi")) as engine:
+        runtime = ScriptedRuntime(engine_specs(settings), {"here:Org/M": engine.port})
+        async with live_gateway(settings, runtime) as live, live.http() as http:
+            body = {"model": "m", "messages": HELLO, "stream": stream}
+            assert (await http.post(CHAT, json=body, headers={"traceparent": sent, "x-request-id": "r"})).status_code == 200
+    assert engine.asked[0].headers.get("traceparent") == arrives
+    assert engine.asked[0].headers["x-request-id"].startswith("r-")
+
+
+async def test_nobody_else_is_told_the_clients_trace() -> None:
+    async with scripted_upstream(answering("hi")) as upstream, live_gateway(chat_settings(upstream.base_url)) as live, live.http() as http:
+        await http.post(CHAT, json={"model": "m", "messages": HELLO}, headers={"traceparent": TRACE})
+    assert "traceparent" not in upstream.asked[0].headers
+
+
 async def test_a_local_engine_that_does_not_start_falls_back_to_the_hosted_one_or_is_503() -> None:
     local = {"upstream": "here", "model": "Org/M"}
     hosted = {"upstream": "away", "model": "org/m"}

@@ -6,6 +6,7 @@ from datetime import date
 
 import pytest
 
+from adapters.litellm_prices import Price as ListedPrice
 from adapters.usage import Usage
 from config.schema import Price
 from gateway.costs import cost_usd
@@ -26,10 +27,12 @@ CACHED = LIST.model_copy(update={"cached_input_usd_per_million": 0.5})
         (Usage(100, 0, cached_tokens=500), CACHED, 0.00005),
         (Usage(100, 0, estimated=True), LIST, 0.0002),
         (Usage(0, 0), LIST, 0.0),
+        (Usage(1_000_000, 100_000, cached_tokens=400_000), ListedPrice(3.0, 0.3, 15.0), 1.8 + 0.12 + 1.5),
+        (Usage(100, 0, cached_tokens=500), ListedPrice(3.0, 0.3, 15.0), 0.00003),
         (Usage(100, 100), None, None),
     ],
 )
-def test_a_price_list_counts_prompt_cache_and_answer(usage: Usage, price: Price | None, cost: float | None) -> None:
+def test_a_price_list_counts_prompt_cache_and_answer(usage: Usage, price: Price | ListedPrice | None, cost: float | None) -> None:
     assert cost_usd(usage, price) == (None if cost is None else pytest.approx(cost))
 
 

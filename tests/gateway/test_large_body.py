@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
-from adapters import rewrite
+from adapters import openai_compatible, rewrite
+from adapters.connection import UpstreamConnection
+from gateway import chat
 from tests.gateway.live import KEY, Live, chat_settings, live_gateway
 from tests.scripted_upstream import Exchange, Request, chunk, completion, scripted_upstream
 
@@ -50,6 +53,40 @@ async def test_the_upstream_gets_the_clients_bytes_but_for_the_models_name(monke
         # == in two steps: a difference of 10 MB is not to be printed
         same = upstream.asked[0].body == BODY.replace(b'"model" : "m"', b'"model":"vendor/up0"')
         assert same
+
+
+async def test_each_step_over_a_large_body_has_a_turn_of_the_loop_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they would hold every other stream up for as long as all of them take."""
+    turns = 0
+    steps: list[int] = []
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    def noted(module: object, name: str) -> None:
+        step = getattr(module, name)
+
+        def noting(*arguments: Any) -> Any:
+            steps.append(turns)
+            return step(*arguments)
+
+        monkeypatch.setattr(module, name, noting)
+
+    async def scenario(request: Request, exchange: Exchange) -> None:
+        await exchange.json(200, completion("seen"))
+
+    noted(chat, "parse")
+    noted(openai_compatible, "rewrite")
+    noted(UpstreamConnection, "exchange")
+    async with scripted_upstream(scenario) as upstream, live_gateway(chat_settings(upstream.base_url)) as live:
+        await answer_to(live, BODY.replace(PICTURE.encode(), b""))  # a connection to take from the pool: nothing else waits
+        steps.clear()
+        asyncio.get_running_loop().call_soon(count)
+        reply = await answer_to(live, BODY)
+    assert reply.startswith(b"HTTP/1.1 200"), reply[:500]
+    assert len(steps) == len(set(steps)) == 3
 
 
 async def test_a_stream_goes_on_while_a_large_body_comes_in_and_goes_out() -> None:
