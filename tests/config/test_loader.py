@@ -61,7 +61,10 @@ class TestErrors:
                 "server:\n  zzz: 2\n",
                 "tandem.yaml:2: unknown key 'zzz' (known here: host, port, max_body_bytes, shutdown_grace_s, metrics_without_key)",
             ),
-            ("profile: demo\n", "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app, usage, log)"),
+            (
+                "profile: demo\n",
+                "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app, remote_images, usage, log)",
+            ),
             ("chat_app: {prt: 1}\n", "tandem.yaml:1: unknown key 'prt' (did you mean 'port'?)"),
             (
                 "models:\n  - name: a\n    kind: chat\n    deplyments: []\n",
