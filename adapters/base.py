@@ -33,13 +33,17 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for."""
+    """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for.
+
+    fetched: URLs in it that were fetched for a local engine, and what was behind them as data: URLs.
+    """
 
     body: bytes
     fields: Mapping[str, Any]
     request_id: str
     rest: str = ""
     meter: Meter = field(default_factory=Meter)
+    fetched: dict[str, str] = field(default_factory=dict)
 
     @property
     def wants_usage(self) -> bool:
