@@ -82,7 +82,7 @@ class RemoteMedia:
             found = media_type(body)
             if found is None or not found.startswith(kind):
                 wanted = "a PNG, JPEG, GIF, WebP or BMP picture" if kind == "image" else "an MP4, WebM or Matroska video"
-                raise Problem(f"is not {wanted}; its first bytes are {body[:8]!r}")
+                raise Problem(f"is not {wanted}")
         except TimeoutError:
             raise _refused(url, param, Problem(f"was not there within {self.timeout_s:g} s", "image_url_timeout")) from None
         except Problem as problem:
@@ -94,7 +94,10 @@ class RemoteMedia:
             reply = await self._get(_parts(url), allowance)
             if reply.location is None:
                 return bytes(reply.body)
-            url = urljoin(url, reply.location)
+            try:
+                url = urljoin(url, reply.location)
+            except ValueError:
+                raise Problem("leads on to what is not a URL") from None
         raise Problem(f"leads on through more than {MAX_REDIRECTS} redirects; send the address at their end")
 
     async def _get(self, url: SplitResult, allowance: Allowance) -> _Reply:

@@ -147,7 +147,7 @@ async def test_redirects_are_followed_and_each_is_judged_anew() -> None:
     async with scripted_upstream(leads_to("/b.png", "c.png")) as server:
         await fetched(fetcher(), url_of(server, "/x/a.png"))
         assert [asked.path for asked in server.asked] == ["/x/a.png", "/b.png", "/c.png"]
-    for inward in ("http://127.0.0.1/a.png", "file:///etc/passwd", "http://user@pictures.test/"):
+    for inward in ("http://127.0.0.1/a.png", "file:///etc/passwd", "http://user@pictures.test/", "http://[x"):
         async with scripted_upstream(leads_to(inward)) as server:
             error = await refusal(fetcher(), url_of(server))
             assert "127.0.0.1/" not in error.message
