@@ -283,7 +283,11 @@ async def test_the_gateway_changes_nothing_of_what_vllm_says(tmp_path: Path) -> 
     assert by_url == []
     assert asked >= 60
     assert not different, "\n".join(different)
-    assert [call["name"] for call in answers[PARALLEL, True]["choices"][0]["calls"].values()] == ["generate_image"] * 2
+    streamed = answers[PARALLEL, True]["choices"][0]["calls"]
+    assert {index: json.loads(call["arguments"]) for index, call in streamed.items()} == {
+        0: {"prompt": "a red circle"},
+        1: {"prompt": "a blue circle"},
+    }
     assert len(answers[PARALLEL, False]["choices"][0]["message"]["tool_calls"]) == 2
     thought = answers[BUDGET, True]["choices"][0]
     assert thought["reasoning"]
