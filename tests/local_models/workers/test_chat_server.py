@@ -83,16 +83,17 @@ def test_temperature_zero_needs_no_seed(chat: RunningWorker) -> None:
 
 
 def test_a_thought_is_not_longer_than_its_budget(chat: RunningWorker) -> None:
-    short = ask(chat, thinking_token_budget=4, max_tokens=12, seed=3).json()
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}, "seed": 3, "max_tokens": 24}
+    short = ask(chat, thinking_token_budget=8, **thinking).json()
     message = short["choices"][0]["message"]
     assert message["reasoning"]
     assert message["content"]
-    assert short["usage"]["completion_tokens"] == 12
-    unlimited = [ask(chat, max_tokens=12, seed=3, **more).json()["choices"] for more in ({}, {"thinking_token_budget": -1})]
+    assert short["usage"]["completion_tokens"] == 24
+    unlimited = [ask(chat, **thinking, **more).json()["choices"] for more in ({}, {"thinking_token_budget": -1})]
     assert unlimited[0] == unlimited[1]
-    assert unlimited[0][0]["message"]["reasoning"].startswith(message["reasoning"])
-    answer = ask(chat, max_tokens=6, seed=3, **NO_THINKING).json()["choices"]
-    assert ask(chat, max_tokens=6, seed=3, thinking_token_budget=2, **NO_THINKING).json()["choices"] == answer
+    assert unlimited[0][0]["message"]["content"] == ""
+    silent = {**NO_THINKING, "seed": 3, "max_tokens": 8}
+    assert ask(chat, thinking_token_budget=2, **silent).json()["choices"] == ask(chat, **silent).json()["choices"]
 
 
 def test_thinking_goes_to_reasoning_unless_switched_off(chat: RunningWorker) -> None:
