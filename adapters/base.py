@@ -38,6 +38,7 @@ class ChatCall:
     """One client request. body: the JSON as it came; fields: the same, parsed; rest: what a "*" in a model's name stands for.
 
     traceparent: the client's place in its trace (W3C trace context), for engines of ours.
+    fetched: URLs in it that were fetched for a local engine, and what was behind them as data: URLs.
     """
 
     body: bytes
@@ -46,6 +47,7 @@ class ChatCall:
     rest: str = ""
     traceparent: str | None = None
     meter: Meter = field(default_factory=Meter)
+    fetched: dict[str, str] = field(default_factory=dict)
 
     @property
     def wants_usage(self) -> bool:

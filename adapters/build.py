@@ -16,6 +16,8 @@ from adapters.local import LocalChat, LocalImages
 from adapters.network import Network
 from adapters.openai_compatible import OpenAICompatible
 from adapters.proxies import proxy_for
+from adapters.remote_media import RemoteMedia
+from adapters.sampling import OPENAI_NAMES, Recommended
 from config.schema import (
     LOCAL_KINDS,
     Deployment,
@@ -62,19 +64,27 @@ def chat_upstream(
     environ: read now, for proxies.
     """
     spec = settings.upstreams[deployment.upstream]
+    sampling = Recommended(model.sampling.thinking.given(), model.sampling.no_thinking.given(), bool(model.thinks))
     if not isinstance(spec, HostedUpstream):
-        thinking = True if model.thinking is None and model.reasoning else model.thinking
-        return LocalChat(runtime, deployment.engine_id, LOCAL, thinking)
+        return LocalChat(runtime, deployment.engine_id, LOCAL, model.thinks, sampling, remote_media(settings))
     timeouts = Timeouts(spec.connect_timeout_s, spec.first_token_timeout_s, spec.idle_timeout_s, spec.total_timeout_s)
     key = spec.api_key.get_secret_value() if spec.api_key else None
     if isinstance(spec, LitellmUpstream):
         litellm = LitellmSpec(deployment.upstream, timeouts, key, spec.base_url, spec.params, spec.drop_params)
-        return LitellmChat(litellm, deployment.model, model.thinking)
+        return LitellmChat(litellm, deployment.model, model.thinking, sampling.named(OPENAI_NAMES))
     headers = spec.headers if isinstance(spec, OpenAIUpstream) else openrouter.headers(spec.referer, spec.title)
     endpoint = Endpoint(deployment.upstream, spec.base_url, key, timeouts, headers, _network(spec, environ))
     if isinstance(spec, OpenRouterUpstream):
-        return openrouter.openrouter(endpoint, deployment.model, model.thinking)
-    return OpenAICompatible(endpoint, deployment.model, spec.thinking, model.thinking, spec.usage_in_streams)
+        return openrouter.openrouter(endpoint, deployment.model, model.thinking, sampling)
+    if spec.thinking in ("as_given", "reasoning_effort"):  # it may be OpenAI's own, which refuses a field that it does not know
+        sampling = sampling.named(OPENAI_NAMES)
+    return OpenAICompatible(endpoint, deployment.model, spec.thinking, model.thinking, spec.usage_in_streams, sampling)
+
+
+def remote_media(settings: Settings) -> RemoteMedia:
+    spec = settings.remote_images
+    private = frozenset(host.lower() for host in spec.private_hosts)
+    return RemoteMedia(spec.fetch, spec.max_bytes, spec.max_per_request, spec.timeout_s, private)
 
 
 def _network(spec: OpenAIUpstream | OpenRouterUpstream, environ: Mapping[str, str]) -> Network:

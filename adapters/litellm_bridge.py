@@ -24,6 +24,7 @@ from adapters.base import ChatCall, Client, Timeouts
 from adapters.errors import UpstreamError
 from adapters.litellm_errors import from_litellm
 from adapters.litellm_request import arguments
+from adapters.sampling import NOTHING, Recommended
 
 # Read by litellm, most of them while it is imported. Offline: no price map, no tokenizer, no list of betas from elsewhere.
 # A picture is named by an address that only the provider may follow: this process must not fetch what a client names.
@@ -60,11 +61,11 @@ class LitellmSpec:
 class LitellmChat:
     """A ChatUpstream. model: litellm's id, such as anthropic/claude-sonnet-4-5, a "*" in it for the rest of the client's; thinks: what it
 
-    does where the client does not say.
+    does where the client does not say; sampling: what is added there.
     """
 
-    def __init__(self, spec: LitellmSpec, model: str, thinks: bool | None = None) -> None:
-        self._spec, self._model, self._thinks = spec, model, thinks
+    def __init__(self, spec: LitellmSpec, model: str, thinks: bool | None = None, sampling: Recommended = NOTHING) -> None:
+        self._spec, self._model, self._thinks, self._sampling = spec, model, thinks, sampling
         self._library: _Library | None = None
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -136,7 +137,8 @@ class LitellmChat:
 
     def _arguments(self, library: _Library, model: str, call: ChatCall) -> dict[str, Any]:
         spec, limits = self._spec, self._spec.timeouts
-        asked = arguments(call.fields, spec.name, takes_any=library.speaks_openai, drops=spec.drops, thinks=self._thinks)
+        fields = {**call.fields, **self._sampling.added_to(call.fields)}
+        asked = arguments(fields, spec.name, takes_any=library.speaks_openai, drops=spec.drops, thinks=self._thinks)
         own = {"model": model, "api_key": spec.key, "api_base": spec.base_url, "drop_params": spec.drops}
         # The limits of an answer are kept here; litellm's only says how long a connection may take.
         timeout = library.timeout(limits.total_s, connect=limits.connect_s)

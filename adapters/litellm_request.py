@@ -22,7 +22,6 @@ _TRANSLATED = frozenset({
 })  # fmt: skip
 # Fields of single providers, which litellm hands on under the same name
 _PASSED = frozenset({"min_p", "repetition_penalty", "safety_settings", "safetySettings", "thinking", "top_a", "top_k", "typical_p"})
-_SPELLINGS_OF_THINKING = frozenset({"chat_template_kwargs", "enable_thinking", "reasoning", "reasoning_effort"})
 _OURS = frozenset({"model", "stream", "stream_options"})
 _DEFAULT_EFFORT = "medium"  # where thinking is wanted and nobody said how much; litellm has no word for that
 
@@ -33,7 +32,7 @@ def arguments(fields: Mapping[str, Any], upstream: str, *, takes_any: bool, drop
     takes_any: the provider speaks OpenAI's API, so unknown fields go into its request body as they are. Elsewhere they are
     dropped where `drops`, and refused where not (UpstreamError, 400: another deployment may take them). thinks: as in OpenAICompatible.
     """
-    unknown = {name: value for name, value in fields.items() if name not in _TRANSLATED | _PASSED | _OURS | _SPELLINGS_OF_THINKING}
+    unknown = {name: value for name, value in fields.items() if name not in _TRANSLATED | _PASSED | _OURS | thinking.SPELLINGS}
     asked = {name: fields[name] for name in (_TRANSLATED | _PASSED) & fields.keys()}
     asked["messages"] = copy.deepcopy(fields["messages"])  # litellm writes into them, and another deployment may be asked next
     asked |= _thinking(fields, thinks)
@@ -51,9 +50,9 @@ def _thinking(fields: Mapping[str, Any], default: bool | None) -> dict[str, Any]
     """However it is said, as `reasoning_effort`; a budget as `thinking`, the one way litellm has for it."""
     wanted = thinking.asked_for(fields)
     enabled = default if wanted.enabled is None and "thinking" not in fields else wanted.enabled
-    if enabled is None:
+    if enabled is None and not wanted.max_tokens:
         return {}
-    if wanted.max_tokens:
+    if wanted.max_tokens and enabled is not False:
         return {"thinking": {"type": "enabled", "budget_tokens": wanted.max_tokens}}
     return {"reasoning_effort": (wanted.effort or _DEFAULT_EFFORT) if enabled else "none"}
 

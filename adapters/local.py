@@ -14,10 +14,15 @@ import orjson
 from adapters.base import ChatCall, Client, Timeouts
 from adapters.endpoint import Endpoint
 from adapters.errors import DISCONNECTED, UNREACHABLE, UpstreamError
+from adapters.history import without_reasoning
+from adapters.media_parts import inlined
 from adapters.openai_compatible import PATH as CHAT_PATH
 from adapters.openai_compatible import usage_option
+from adapters.remote_media import RemoteMedia
 from adapters.rewrite import rewrite
+from adapters.sampling import NOTHING, Recommended
 from adapters.thinking import changes
+from adapters.worker_limits import refusal
 from local_models.runtime import Lease, Runtime
 
 IMAGES_PATH = "/images/generations"
@@ -63,27 +68,45 @@ class _Engine:
 
 
 class LocalChat:
-    """A ChatUpstream on an engine of ours. thinking: as in OpenAICompatible."""
+    """A ChatUpstream on an engine of ours. thinking, sampling: as in OpenAICompatible. media: who fetches what messages name by URL."""
 
-    def __init__(self, runtime: Runtime, engine_id: str, timeouts: Timeouts, thinking: bool | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        engine_id: str,
+        timeouts: Timeouts,
+        thinking: bool | None = None,
+        sampling: Recommended = NOTHING,
+        media: RemoteMedia | None = None,
+    ) -> None:
         self._engine = _Engine(runtime, engine_id, timeouts)
-        self._served_name, self._thinking = runtime.engines()[engine_id].served_model_name, thinking
+        spec = runtime.engines()[engine_id]
+        self._served_name, self._is_worker = spec.served_model_name, spec.kind == "transformers"
+        self._thinking, self._sampling, self._media = thinking, sampling, media or RemoteMedia()
 
     async def stream(self, call: ChatCall, client: Client) -> None:
-        body = self._body(call)
+        body = await self._body(call)
         async with self._engine.leased() as endpoint:
             await endpoint.stream(CHAT_PATH, body, call, client)
 
     async def complete(self, call: ChatCall) -> bytes:
-        body = self._body(call)
+        body = await self._body(call)
         async with self._engine.leased() as endpoint:
             return await endpoint.complete(CHAT_PATH, body, call)
 
     def close(self) -> None:
         self._engine.close()
 
-    def _body(self, call: ChatCall) -> bytes:
+    async def _body(self, call: ChatCall) -> bytes:
+        refused = refusal(call.fields) if self._is_worker else None
+        if refused is not None:
+            raise refused
         changed = changes(call.fields, "chat_template_kwargs", self._thinking) | usage_option(call)
+        changed |= self._sampling.added_to(call.fields)
+        given = call.fields["messages"]
+        messages = await inlined(without_reasoning(given), self._media, call.fetched)
+        if messages is not given:
+            changed["messages"] = messages
         return rewrite(call.body, call.fields, self._served_name, changed)
 
 

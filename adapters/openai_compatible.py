@@ -7,6 +7,7 @@ from typing import Any
 from adapters.base import ChatCall, Client
 from adapters.endpoint import Endpoint
 from adapters.rewrite import rewrite
+from adapters.sampling import NOTHING, Recommended
 from adapters.thinking import Dialect, changes
 
 PATH = "/chat/completions"
@@ -15,13 +16,20 @@ PATH = "/chat/completions"
 class OpenAICompatible:
     """A ChatUpstream. model: the upstream's own id, a "*" in it for the rest of the client's; thinking: what it does where the client
 
-    does not say; asks_usage: whether a stream must be asked for its usage.
+    does not say; asks_usage: whether a stream must be asked for its usage; sampling: what is added where the client does not say.
     """
 
     def __init__(
-        self, endpoint: Endpoint, model: str, dialect: Dialect = "as_given", thinking: bool | None = None, asks_usage: bool = True
+        self,
+        endpoint: Endpoint,
+        model: str,
+        dialect: Dialect = "as_given",
+        thinking: bool | None = None,
+        asks_usage: bool = True,
+        sampling: Recommended = NOTHING,
     ) -> None:
         self._endpoint, self._model, self._dialect, self._thinking, self._asks_usage = endpoint, model, dialect, thinking, asks_usage
+        self._sampling = sampling
 
     async def stream(self, call: ChatCall, client: Client) -> None:
         await self._endpoint.stream(PATH, self._body(call), call, client)
@@ -33,7 +41,7 @@ class OpenAICompatible:
         self._endpoint.close()
 
     def _body(self, call: ChatCall) -> bytes:
-        changed = changes(call.fields, self._dialect, self._thinking)
+        changed = changes(call.fields, self._dialect, self._thinking) | self._sampling.added_to(call.fields)
         if self._asks_usage:
             changed |= usage_option(call)
         return rewrite(call.body, call.fields, self._model.replace("*", call.rest), changed)

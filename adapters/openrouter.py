@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from adapters.endpoint import Endpoint
 from adapters.openai_compatible import OpenAICompatible
+from adapters.sampling import NOTHING, Recommended
 
 PREFIX = "openrouter/"  # how other tools write the same ids; `openrouter/auto` is an id of its own
 
@@ -24,6 +25,6 @@ def model_id(model: str) -> str:
     return bare if "/" in bare else model
 
 
-def openrouter(endpoint: Endpoint, model: str, thinking: bool | None) -> OpenAICompatible:
-    """A ChatUpstream. Its streams end with their usage, asked for or not."""
-    return OpenAICompatible(endpoint, model_id(model), "reasoning", thinking, asks_usage=False)
+def openrouter(endpoint: Endpoint, model: str, thinking: bool | None, sampling: Recommended = NOTHING) -> OpenAICompatible:
+    """A ChatUpstream. Its streams end with their usage, asked for or not. It has names for all of vLLM's sampling, and the same ones."""
+    return OpenAICompatible(endpoint, model_id(model), "reasoning", thinking, asks_usage=False, sampling=sampling)

@@ -1,19 +1,25 @@
 """Thinking mode, the one place where its spellings are known.
 
 A client may say it in any of four ways: `reasoning_effort` (OpenAI), `reasoning: {enabled, effort, max_tokens}` (OpenRouter),
-`chat_template_kwargs: {enable_thinking}` (vLLM) or a top-level `enable_thinking` (Alibaba). An upstream understands one:
-its `Dialect`. Where the client is silent the model's default is sent; where neither speaks, nothing is added.
+`chat_template_kwargs: {enable_thinking}` (vLLM) or a top-level `enable_thinking` (Alibaba). Most tokens of a thought have three names:
+`reasoning.max_tokens`, which asks for thinking as well, and the bare limits `thinking_token_budget` (vLLM) and `thinking_budget`
+(Alibaba). An upstream understands one way: its `Dialect`. Where the client is silent the model's default is sent; where neither
+speaks, nothing is added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from reprlib import repr as shown  # a client's value in a message: its beginning is enough
 from typing import Any, Literal
 
-Dialect = Literal["chat_template_kwargs", "reasoning", "reasoning_effort", "as_given"]
-FIELDS = frozenset({"reasoning_effort", "reasoning", "chat_template_kwargs", "enable_thinking"})
+from adapters.errors import UpstreamError
+
+Dialect = Literal["chat_template_kwargs", "reasoning", "enable_thinking", "reasoning_effort", "as_given"]
+SPELLINGS = frozenset(
+    {"reasoning_effort", "reasoning", "enable_thinking", "chat_template_kwargs", "thinking_token_budget", "thinking_budget"}
+)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -27,7 +33,7 @@ class ThinkingFieldError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What is wanted. enabled None: nobody said. effort: one of EFFORTS but "none". max_tokens: the thinking budget."""
+    """What is wanted. enabled None: nobody said. effort: one of EFFORTS but "none". max_tokens: of a thought, from 1."""
 
     enabled: bool | None = None
     effort: str | None = None
@@ -36,7 +42,7 @@ class Thinking:
 
 def asked_for(fields: Mapping[str, Any]) -> Thinking:
     """What the client's fields say, whichever way they say it. Raises ThinkingFieldError."""
-    if FIELDS.isdisjoint(fields):
+    if SPELLINGS.isdisjoint(fields):
         return Thinking()
     said: dict[str, bool] = {}
     effort = None
@@ -45,7 +51,7 @@ def asked_for(fields: Mapping[str, Any]) -> Thinking:
         effort = _effort(reasoning_effort, "reasoning_effort")
         said["reasoning_effort"] = effort != "none"
     reasoning = fields.get("reasoning")
-    budget = None
+    budgets: dict[str, int] = {}
     if reasoning is not None:
         if not isinstance(reasoning, dict):
             raise ThinkingFieldError(f'reasoning must be an object such as {{"enabled": false}}, not {shown(reasoning)}', "reasoning")
@@ -58,12 +64,14 @@ def asked_for(fields: Mapping[str, Any]) -> Thinking:
             said["reasoning.effort"] = effort != "none"
         if reasoning.get("enabled") is not None:
             said["reasoning.enabled"] = _flag(reasoning["enabled"], "reasoning.enabled")
-        budget = reasoning.get("max_tokens")
-        if budget is not None:
-            if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
-                wanted = "a number of tokens from 0"
-                raise ThinkingFieldError(f"reasoning.max_tokens must be {wanted}, not {shown(budget)}", "reasoning.max_tokens")
+        if (budget := reasoning.get("max_tokens")) is not None:
+            budgets["reasoning.max_tokens"] = _budget(budget, "reasoning.max_tokens")
             said["reasoning.max_tokens"] = budget > 0
+    for name in ("thinking_token_budget", "thinking_budget"):
+        if fields.get(name) not in (None, -1):  # vLLM's -1: no limit
+            budgets[name] = _budget(fields[name], name)
+            if budgets[name] == 0:
+                said[name] = False
     kwargs = fields.get("chat_template_kwargs")
     if kwargs is not None:
         if not isinstance(kwargs, dict):
@@ -75,24 +83,28 @@ def asked_for(fields: Mapping[str, Any]) -> Thinking:
     if len(set(said.values())) > 1:
         on, off = (next(name for name, value in said.items() if value is wanted) for wanted in (True, False))
         raise ThinkingFieldError(f"{on} asks for thinking and {off} asks for none; send one of them", off)
+    if len(set(budgets.values())) > 1:
+        (one, few), (other, many) = list(budgets.items())[:2]
+        raise ThinkingFieldError(f"{one} is {few} and {other} is {many}; send one of them", other)
     enabled = next(iter(said.values()), None)
-    return Thinking(enabled, effort if enabled else None, budget if enabled else None)
+    budget = None if enabled is False else next(iter(budgets.values()), None)
+    return Thinking(enabled, effort if enabled else None, budget)
 
 
 def changes(fields: Mapping[str, Any], dialect: Dialect, default: bool | None) -> dict[str, Any]:
     """The top-level fields to set (a value) or to leave out (None) so that `dialect` says what the client, or else `default`, wants.
 
-    Empty where the request already says it that way. Raises ThinkingFieldError.
+    Empty where the request already says it that way. Raises ThinkingFieldError; UpstreamError (400) for a budget that `dialect` cannot say.
     """
     if dialect == "as_given":
         return {}
     wanted = asked_for(fields)
     if wanted.enabled is None:
-        if default is None:
+        if default is None and wanted.max_tokens is None:
             return {}
-        wanted = Thinking(default)
+        wanted = replace(wanted, enabled=default, max_tokens=None if default is False else wanted.max_tokens)
     spelled = _spell(fields, dialect, wanted)
-    foreign = {"reasoning_effort", "reasoning", "enable_thinking", "chat_template_kwargs"} & fields.keys()
+    foreign = SPELLINGS & fields.keys()
     changed: dict[str, Any] = {name: None for name in foreign if name not in spelled and name != "chat_template_kwargs"}
     changed |= {name: value for name, value in spelled.items() if fields.get(name) != value}
     return changed
@@ -101,25 +113,45 @@ def changes(fields: Mapping[str, Any], dialect: Dialect, default: bool | None) -
 def _spell(fields: Mapping[str, Any], dialect: Dialect, wanted: Thinking) -> dict[str, Any]:
     kwargs = dict(fields.get("chat_template_kwargs") or {})
     if dialect == "chat_template_kwargs":
-        spelled: dict[str, Any] = {"chat_template_kwargs": kwargs | {"enable_thinking": wanted.enabled}}
-        if wanted.max_tokens is not None:
-            spelled["thinking_token_budget"] = wanted.max_tokens  # vLLM's name
-        return spelled
+        budget = {} if wanted.max_tokens is None else {"thinking_token_budget": wanted.max_tokens}
+        switch = {} if wanted.enabled is None else {"enable_thinking": wanted.enabled}
+        return budget | ({"chat_template_kwargs": kwargs | switch} if kwargs or switch else {})
     kwargs.pop("enable_thinking", None)
     rest: dict[str, Any] = {"chat_template_kwargs": kwargs or None} if "chat_template_kwargs" in fields else {}
+    if dialect == "enable_thinking":
+        spelled = {"enable_thinking": wanted.enabled, "thinking_budget": wanted.max_tokens}
+        return rest | {name: value for name, value in spelled.items() if value is not None}
     if dialect == "reasoning":
-        given = fields.get("reasoning")
-        reasoning = {key: value for key, value in (given or {}).items() if key not in ("enabled", "effort", "max_tokens")}
-        if wanted.max_tokens is not None:  # OpenRouter takes a budget or an effort, not both
-            reasoning["max_tokens"] = wanted.max_tokens
-        elif wanted.effort is not None:
-            reasoning["effort"] = wanted.effort
-        else:
-            reasoning["enabled"] = wanted.enabled
-        return rest | {"reasoning": reasoning}
+        return rest | {"reasoning": _openrouters(fields.get("reasoning") or {}, wanted)}
+    if wanted.max_tokens is not None:
+        raise _no_budget(fields)
     if wanted.enabled and wanted.effort is None:  # on, with the upstream's own effort
         return rest
     return rest | {"reasoning_effort": wanted.effort or "none"}
+
+
+def _openrouters(given: Mapping[str, Any], wanted: Thinking) -> dict[str, Any]:
+    reasoning = {key: value for key, value in given.items() if key not in ("enabled", "effort", "max_tokens")}
+    if wanted.max_tokens is not None:  # OpenRouter takes a budget or an effort, not both
+        reasoning["max_tokens"] = wanted.max_tokens
+    elif wanted.effort is not None:
+        reasoning["effort"] = wanted.effort
+    else:
+        reasoning["enabled"] = wanted.enabled
+    return reasoning
+
+
+def _no_budget(fields: Mapping[str, Any]) -> UpstreamError:
+    """Another deployment may be able to, so this one's refusal is not the end."""
+    param = next((name for name in ("thinking_token_budget", "thinking_budget") if fields.get(name) is not None), "reasoning.max_tokens")
+    message = f"{param} cannot be kept here: this upstream knows a reasoning_effort and no budget of tokens; send reasoning_effort instead"
+    return UpstreamError(400, message, "unsupported_parameter", "invalid_request_error", param)
+
+
+def _budget(value: Any, param: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ThinkingFieldError(f"{param} must be a number of tokens from 0, not {shown(value)}", param)
+    return value
 
 
 def _effort(value: Any, param: str) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from config.presets import image_preset
+from config.qwen import qwen_facts
 
 Modality: TypeAlias = Literal["text", "image"]
 LocalKind: TypeAlias = Literal["vllm", "transformers", "diffusers"]
@@ -138,6 +139,38 @@ class ImageSpec(_Spec):
         return self
 
 
+class SamplingSpec(_Spec):
+    """How tokens are chosen where a request does not say. Null: as the upstream does by itself."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """How far the likeliest token may be left; 0 always takes it. Default null, or the model's own where config.qwen knows it."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Share of probability from which tokens are drawn. Default as above."""
+    top_k: int | None = Field(default=None, ge=-1)
+    """Number of tokens from which one is drawn; 0 or -1: of all. Default as above."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Least probability of a token, as a share of the likeliest one's. Default as above."""
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """Taken from the score of every token that the answer holds already. Default as above."""
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """Taken from a token's score as often as the answer holds it. Default as above."""
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    """What the score of a token is divided by that prompt or answer hold already; 1: nothing. Default as above."""
+
+    def given(self) -> dict[str, float]:
+        """Those that are set, by the names of a request's fields."""
+        return self.model_dump(exclude_none=True)
+
+
+class ModeSampling(_Spec):
+    """Sampling in each of a chat model's two modes, field by field where a request is silent; a request for temperature 0 gets none."""
+
+    thinking: SamplingSpec = Field(default_factory=SamplingSpec)
+    """While it reasons before it answers. Default: the recommendation of the model's card where config.qwen knows it, else nothing."""
+    no_thinking: SamplingSpec = Field(default_factory=SamplingSpec)
+    """While it answers at once. Default as above."""
+
+
 class RoutingSpec(_Spec):
     """How a chat model's requests are spread over its deployments, and how failures are met."""
 
@@ -179,6 +212,9 @@ class ModelSpec(_Spec):
     """Whether it can reason before it answers. Default null: unknown."""
     thinking: bool | None = None
     """Whether it reasons when the client does not say. Default null: the model's own default."""
+    sampling: ModeSampling = Field(default_factory=ModeSampling)
+    """Sampling where the client does not say, only for kind: chat; false for none. An upstream gets what its API has names for. Default:
+    the recommendation for the first deployment's model where config.qwen knows it, key by key below what is written here; else none."""
     context_length: int | None = Field(default=None, ge=1)
     """Tokens of prompt and answer together. Default null: unknown."""
     limits: Limits = Field(default_factory=Limits)
@@ -195,6 +231,29 @@ class ModelSpec(_Spec):
         given = {} if image is None else image
         return {**data, "image": {**image_preset(_first_model(data)), **given}} if isinstance(given, Mapping) else data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_sampling(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or data.get("kind") != "chat":
+            return data
+        given = data.get("sampling", {})
+        if given is False:
+            return {**data, "sampling": {}}
+        facts = qwen_facts(_first_model(data))
+        if facts is None or not isinstance(given, Mapping):
+            return data
+        modes = {"thinking": dict(facts.thinking), "no_thinking": dict(facts.no_thinking)}
+        for mode, said in given.items():
+            modes[mode] = {**modes.get(mode, {}), **said} if isinstance(said, Mapping) else said
+        return {**data, "sampling": modes}
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether it reasons where neither client nor configuration say so; None: unknown."""
+        facts = None if self.reasoning is False else qwen_facts(self.deployments[0].model)
+        known = facts.thinks if facts else self.reasoning
+        return known if self.thinking is None else self.thinking
+
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
         if self.kind == "chat" and self.image is not None:
@@ -206,6 +265,8 @@ class ModelSpec(_Spec):
             for key, value in chat_only.items():
                 if value is not None:
                     raise ValueError(f"'{key}' belongs to kind: chat, this model is kind: image")
+            if "sampling" in self.model_fields_set:
+                raise ValueError("'sampling' belongs to kind: chat, this model is kind: image")
             if self.limits.tokens_per_minute is not None:
                 raise ValueError("'limits.tokens_per_minute' belongs to kind: chat, this model is kind: image")
         if all(deployment.only_after for deployment in self.deployments):
@@ -308,9 +369,9 @@ class OpenAIUpstream(_HttpSpec):
     usage_in_streams: bool = True
     """Whether it is asked for the token counts of each streamed answer (stream_options), for the usage table; set false for a server
     that refuses that field. Default true."""
-    thinking: Literal["as_given", "chat_template_kwargs", "reasoning", "reasoning_effort"] = "as_given"
-    """How this server spells thinking mode: chat_template_kwargs (vLLM, SGLang), reasoning (OpenRouter) or reasoning_effort
-    (OpenAI); requests are translated to it. Default as_given: they pass as the client wrote them."""
+    thinking: Literal["as_given", "chat_template_kwargs", "reasoning", "enable_thinking", "reasoning_effort"] = "as_given"
+    """How this server spells thinking mode: chat_template_kwargs (vLLM, SGLang), reasoning (OpenRouter), enable_thinking (Alibaba) or
+    reasoning_effort (OpenAI); requests are translated to it. Default as_given: they pass as the client wrote them."""
 
     _check_base_url = field_validator("base_url")(_check_base_url)
 
@@ -459,6 +520,21 @@ class ServerSpec(_Spec):
     """Whether GET /metrics, which names models and upstreams and says how much they are used, answers without an API key. Default false."""
 
 
+class RemoteImagesSpec(_Spec):
+    """Pictures and videos that a message names by URL. For a local engine the gateway fetches them; a hosted upstream gets the URL."""
+
+    fetch: bool = True
+    """Whether they are fetched; false refuses such a URL with status 400. Default true."""
+    max_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
+    """Bytes of all that is fetched for one request together. Default 20971520 (20 MiB)."""
+    max_per_request: int = Field(default=8, ge=1, le=64)
+    """Most URLs in one request. Default 8."""
+    timeout_s: float = Field(default=10, gt=0, le=300)
+    """Seconds for one of them, redirects included. Default 10."""
+    private_hosts: list[str] = Field(default_factory=list)
+    """Names of hosts that may have an address of a private network or of this machine. Default none: only public addresses."""
+
+
 class LogSpec(_Spec):
     """What the gateway writes to standard error."""
 
@@ -541,6 +617,8 @@ class ConfigFile(_Spec):
     """Where the API listens."""
     chat_app: ChatAppSpec = Field(default_factory=ChatAppSpec)
     """The chat app."""
+    remote_images: RemoteImagesSpec = Field(default_factory=RemoteImagesSpec)
+    """How pictures and videos are fetched for local engines."""
     usage: UsageSpec = Field(default_factory=UsageSpec)
     """Where it is kept what each request used."""
     log: LogSpec = Field(default_factory=LogSpec)
@@ -626,7 +704,7 @@ def _deployment_problem(config: ConfigFile, model: ModelSpec, deployment: Deploy
     if model.kind == "image" and upstream.kind != "diffusers":
         return f"image model '{model.name}' needs an upstream of kind: diffusers, '{deployment.upstream}' is kind: {upstream.kind}"
     if model.thinking is not None and isinstance(upstream, OpenAIUpstream) and upstream.thinking == "as_given":
-        spellings = "chat_template_kwargs (vLLM), reasoning (OpenRouter) or reasoning_effort (OpenAI)"
+        spellings = "chat_template_kwargs (vLLM), reasoning (OpenRouter), enable_thinking (Alibaba) or reasoning_effort (OpenAI)"
         problem = f"model '{model.name}' sets thinking, but '{deployment.upstream}' does not say how it spells it"
         return f"{problem}; set its thinking to {spellings}"
     if "*" in deployment.model and not model.name.endswith("*"):

@@ -133,6 +133,7 @@ def _message(roles: list[str], content: list[Mapping[str, Any]], required: list[
 _WITH_CONTENT = [role for role in ROLES if role not in NO_CONTENT_ROLES]
 _EFFORT = {"enum": [*EFFORTS, None]}
 _FLAG = {"type": ["boolean", "null"]}
+_BUDGET = {"type": ["integer", "null"]}
 _CHAT_REQUEST = {
     "type": "object",
     "properties": {
@@ -161,6 +162,8 @@ _CHAT_REQUEST = {
             "additionalProperties": True,
             "description": "Thinking mode, vLLM's spelling.",
         },
+        "thinking_token_budget": {**_BUDGET, "minimum": -1, "description": "Most tokens of a thought, vLLM's spelling; -1: no limit."},
+        "thinking_budget": {**_BUDGET, "minimum": -1, "description": "Most tokens of a thought, Alibaba's spelling; -1: no limit."},
         "enable_thinking": {**_FLAG, "description": "Thinking mode in one field."},
     },
     "required": ["model", "messages"],

@@ -55,7 +55,8 @@ class ModelList:
             "input_modalities": model.input_modalities,
             "tools": model.tools,
             "reasoning": model.reasoning,
-            "thinking": model.thinking if model.thinking is not None else model.reasoning,  # what it does where a client does not say
+            "thinking": model.thinks,
+            "sampling": {mode: spec.given() for mode, spec in model.sampling} if model.kind == "chat" else None,
             "context_length": model.context_length,
             "deployments": [self._deployment(model, place) for place in range(len(model.deployments))],
             "image": model.image.model_dump() if model.image else None,

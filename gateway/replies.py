@@ -72,6 +72,8 @@ class ModelFacts(_Reply):
     reasoning: bool | None
     thinking: bool | None
     """Whether it reasons where the client does not say."""
+    sampling: dict[Literal["thinking", "no_thinking"], dict[str, float]] | None
+    """Fields that are added to a request where the client does not say, by mode."""
     context_length: int | None
     """Tokens of prompt and answer together."""
     deployments: list[ModelDeployment]

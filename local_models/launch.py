@@ -33,6 +33,8 @@ WORKERS: Mapping[str, str] = {
     "diffusers": "local_models.workers.image_server",
 }
 
+NO_HOST = "fetched-by-the-gateway.invalid"  # a name that no host ever has (RFC 2606)
+
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|TEMP|TMP|TERM|VIRTUAL_ENV|LD_LIBRARY_PATH|SSL_CERT_(?:FILE|DIR)|CC|CXX"
     r"|COLUMNS|NO_COLOR"
@@ -160,6 +162,8 @@ def _launch_vllm(spec: EngineSpec, port: int, key: str, environ: Mapping[str, st
     argv = [*serve, "--served-model-name", spec.served_model_name, "--host", HOST, "--port", str(port)]
     if spec.dtype != "auto":
         argv += ["--dtype", spec.dtype]
+    if "--allowed-media-domains" not in given:
+        argv += [f"--allowed-media-domains={NO_HOST}"]  # pictures come inside the request: the gateway fetches, past its own guard
     argv += _qwen_flags(spec.model, given)
     argv += feature_flags(spec, given)
     argv += planned.flags

@@ -30,7 +30,9 @@ def write_answers(engine: ChatEngine, request: ChatRequest, prompt: Prompt, job:
 
 def _write_answer(engine: ChatEngine, request: ChatRequest, prompt: Prompt, read: Prefilled, choice: int, job: Job) -> None:
     answer = Answer(request, prompt, emit=lambda event: job.emit(Piece(choice, event)))
-    sampler = engine.sampler(dict(request.sampling), None if request.seed is None else request.seed + choice, prompt)
+    sampler = engine.sampler(
+        dict(request.sampling), None if request.seed is None else request.seed + choice, prompt, request.thinking_token_budget
+    )
     detokenizer = Detokenizer(engine.decode)
     written = 0
     ended = False

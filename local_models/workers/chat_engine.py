@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from local_models.workers.chat_prompt import EncodedImages, Prompt
 from local_models.workers.checkpoint import read_json_file, weight_bytes
 from local_models.workers.errors import ApiError, LoadError
-from local_models.workers.sampling import Sampler, SamplingParams
+from local_models.workers.qwen_output import CALL, THINK_END
+from local_models.workers.sampling import Sampler, SamplingParams, ThinkingBudget
 from local_models.workers.torch_device import ONE_THREAD_BYTES, choose_device, choose_dtype, cores, use_threads
 
 PREFILL_CHUNK = 512
@@ -87,11 +88,25 @@ class ChatEngine:
         text: str = self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
-    def sampler(self, given: dict[str, float | int], seed: int | None, prompt: Prompt) -> Sampler:
-        """given: what the request sets; the checkpoint's own defaults fill the rest. seed None: a fresh one."""
+    def sampler(self, given: dict[str, float | int], seed: int | None, prompt: Prompt, thinking_budget: int | None = None) -> Sampler:
+        """given: what the request sets; the checkpoint's own defaults fill the rest. seed None: a fresh one.
+
+        thinking_budget: most tokens of a thought that the prompt has opened. Raises ApiError where the model has no token to close it.
+        """
         generator = torch.Generator(self._device)
         generator.manual_seed(int.from_bytes(os.urandom(7)) if seed is None else seed % 2**63)
-        return Sampler(sampling_params({**self._sampling, **given}), generator, frozenset(prompt.token_ids))
+        budget = self._budget(thinking_budget) if prompt.thinking and thinking_budget is not None else None
+        return Sampler(sampling_params({**self._sampling, **given}), generator, frozenset(prompt.token_ids), budget=budget)
+
+    def _budget(self, tokens: int) -> ThinkingBudget:
+        closing, calling = (self.tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in (THINK_END, CALL))
+        if len(closing) != 1:
+            raise ApiError(
+                f"This model has no token of its own for {THINK_END}, so a thought cannot be cut short; leave 'thinking_token_budget' out.",
+                param="thinking_token_budget",
+                code="unsupported_value",
+            )
+        return ThinkingBudget(tokens, closing[0], frozenset([*closing, *(calling if len(calling) == 1 else ()), *self.end_ids]))
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, check: Check) -> Prefilled:

@@ -19,6 +19,8 @@ MAX_TOOLS = 128
 MAX_MESSAGES = 10_000
 MAX_TOKENS = 10_000_000
 MAX_SEED = 2**63 - 1
+# vLLM's field for constrained output, and the names that it had before.
+CONSTRAINTS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 # Arguments of apply_chat_template: a request must not reach them through chat_template_kwargs.
 RESERVED_TEMPLATE_KWARGS = frozenset(
     {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"}
@@ -48,6 +50,7 @@ class ChatRequest:
     tool_choice: ToolChoice
     parallel_tool_calls: bool
     template_kwargs: Mapping[str, Any]
+    thinking_token_budget: int | None = None
 
 
 def parse_chat_request(body: JsonObject, served_model_name: str) -> ChatRequest:
@@ -68,6 +71,7 @@ def parse_chat_request(body: JsonObject, served_model_name: str) -> ChatRequest:
         tool_choice=tool_choice,
         parallel_tool_calls=fields.boolean(body, "parallel_tool_calls", True),
         template_kwargs=_template_kwargs(body),
+        thinking_token_budget=_thinking_token_budget(body),
     )
 
 
@@ -96,6 +100,12 @@ def _max_tokens(body: JsonObject) -> int | None:
     newer = fields.integer(body, "max_completion_tokens", 1, MAX_TOKENS)
     older = fields.integer(body, "max_tokens", 1, MAX_TOKENS)
     return older if newer is None else newer
+
+
+def _thinking_token_budget(body: JsonObject) -> int | None:
+    """vLLM's -1 is "no limit" here too."""
+    budget = fields.integer(body, "thinking_token_budget", -1, MAX_TOKENS)
+    return None if budget == -1 else budget
 
 
 def _stop(body: JsonObject) -> tuple[str, ...]:
@@ -180,6 +190,13 @@ def _refuse_what_is_missing_here(body: JsonObject) -> None:
             param="response_format",
             code="unsupported_value",
         )
+    for name in CONSTRAINTS:
+        if body.get(name) is not None:
+            raise ApiError(
+                f"'{name}' is set; the transformers worker writes plain text only. Leave the field out, or use a vLLM deployment.",
+                param=name,
+                code="unsupported_value",
+            )
     if fields.boolean(body, "logprobs"):
         raise ApiError(
             "'logprobs' is true; the transformers worker does not return them. Leave the field out.",

@@ -38,7 +38,7 @@ def _payload(url: str, param: str) -> bytes:
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data" or not rest:
         raise _bad(
-            f"The image URL {shown(url, 60)} is not a data: URL; the gateway does not fetch remote URLs yet."
+            f"The image URL {shown(url, 60)} is not a data: URL, and this worker fetches nothing; the gateway does that."
             " Send the image itself as 'data:image/png;base64,…'.",
             param,
             code="unsupported_image_url",

@@ -24,8 +24,28 @@ class SamplingParams:
 
 
 @dataclass
+class ThinkingBudget:
+    """Closes a thought that has become long enough.
+
+    left: tokens that it may still have. close_id: the token of </think>. ends: the tokens after which it is over anyway.
+    """
+
+    left: int
+    close_id: int
+    ends: frozenset[int]
+
+    def due(self) -> int | None:
+        """The token that must come next, if one must."""
+        return self.close_id if self.left == 0 else None
+
+    def note(self, token_id: int) -> None:
+        """A token was written."""
+        self.left = -1 if token_id in self.ends else self.left - (self.left > 0)
+
+
+@dataclass
 class Sampler:
-    """One answer's choices: its random stream and the tokens it has written so far.
+    """One answer's choices: its random stream and the tokens it has written so far. budget: of its thought, if it has one.
 
     prompt_ids count for repetition_penalty only, as in vLLM and transformers.
     """
@@ -34,11 +54,15 @@ class Sampler:
     generator: torch.Generator
     prompt_ids: frozenset[int] = frozenset()
     counts: Counter[int] = field(default_factory=Counter)
+    budget: ThinkingBudget | None = None
 
     def pick(self, logits: torch.Tensor) -> int:
         """logits: (vocabulary,), any float type, any device."""
-        token_id = self._choose(self._penalised(logits.float()))
+        due = self.budget.due() if self.budget else None
+        token_id = self._choose(self._penalised(logits.float())) if due is None else due
         self.counts[token_id] += 1
+        if self.budget is not None:
+            self.budget.note(token_id)
         return token_id
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:

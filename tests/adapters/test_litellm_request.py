@@ -25,6 +25,8 @@ def asked(*, takes_any: bool = False, drops: bool = False, thinks: bool | None =
         ({"enable_thinking": False}, True, {"reasoning_effort": "none"}),
         ({"reasoning": {"effort": "high"}}, None, {"reasoning_effort": "high"}),
         ({"reasoning": {"max_tokens": 2048}}, None, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        ({"thinking_budget": 2048}, True, {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        ({"thinking_token_budget": 2048}, False, {"reasoning_effort": "none"}),
         ({"chat_template_kwargs": {"enable_thinking": True}}, None, {"reasoning_effort": "medium"}),
         ({"thinking": {"type": "disabled"}}, True, {"thinking": {"type": "disabled"}}),
     ],

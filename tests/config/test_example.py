@@ -19,7 +19,9 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("models", 0, "deployments", 0): schema.Deployment,
     ("models", 0, "routing"): schema.RoutingSpec,
     ("models", 0, "limits"): schema.Limits,
-    ("models", 2, "image"): schema.ImageSpec,
+    ("models", 0, "sampling"): schema.ModeSampling,
+    ("models", 0, "sampling", "thinking"): schema.SamplingSpec,
+    ("models", 3, "image"): schema.ImageSpec,
     ("models", 0, "deployments", 0, "price"): schema.Price,
     ("upstreams", "lab"): schema.OpenAIUpstream,
     ("upstreams", "openrouter"): schema.OpenRouterUpstream,
@@ -30,6 +32,7 @@ TABLES: Mapping[tuple[str | int, ...], type[BaseModel]] = {
     ("server",): schema.ServerSpec,
     ("memory",): schema.MemorySpec,
     ("chat_app",): schema.ChatAppSpec,
+    ("remote_images",): schema.RemoteImagesSpec,
     ("usage",): schema.UsageSpec,
     ("log",): schema.LogSpec,
 }
@@ -66,4 +69,9 @@ def test_every_key_of_the_schema_is_described(key: tuple[str | int, ...]) -> Non
 
 @pytest.mark.parametrize("profile", loader.profile_names())
 def test_it_loads_over_every_profile(profile: str) -> None:
-    assert [model.name for model in loader.load(profile, EXAMPLE, {}).models] == ["qwen3.5-9b", "openrouter/*", "draw"]
+    assert [model.name for model in loader.load(profile, EXAMPLE, {}).models] == [
+        "qwen3.5-9b",
+        "qwen3.5-9b-no-think",
+        "openrouter/*",
+        "draw",
+    ]

@@ -63,7 +63,7 @@ class TestErrors:
             ),
             (
                 "profile: demo\n",
-                "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app, usage, log, memory)",
+                "tandem.yaml:1: unknown key 'profile' (known here: models, upstreams, server, chat_app, remote_images, usage, log, memory)",
             ),
             ("chat_app: {prt: 1}\n", "tandem.yaml:1: unknown key 'prt' (did you mean 'port'?)"),
             (

@@ -14,6 +14,7 @@ PYTHON = Path(sys.executable)
 CHAT = EngineSpec(engine_id="demo:builtin:demo", kind="transformers", model="builtin:demo", served_model_name="demo")
 IMAGE = replace(CHAT, engine_id="pictures:m", kind="diffusers", model="black-forest-labs/FLUX.2-klein-4B", served_model_name="draw")
 VLLM = replace(CHAT, engine_id="here:m", kind="vllm", model="Qwen/Qwen3.5-9B", served_model_name="qwen3.5-9b", python=PYTHON)
+NO_FETCHING = "--allowed-media-domains=fetched-by-the-gateway.invalid"
 QWEN_FLAGS = ("--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "qwen3_coder")
 
 
@@ -48,6 +49,7 @@ def test_vllm_in_its_own_environment() -> None:
     assert made.argv == (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "Qwen/Qwen3.5-9B"),
         *("--served-model-name", "qwen3.5-9b", "--host", "127.0.0.1", "--port", "4711", "--dtype", "float16"),
+        NO_FETCHING,
         *QWEN_FLAGS,
         *("--max-model-len", "8192"),
     )
@@ -69,8 +71,13 @@ def test_vllm_in_its_own_environment() -> None:
 )
 def test_qwen_gets_its_parsers_unless_the_user_chose(model: str, args: tuple[str, ...], flags: tuple[str, ...]) -> None:
     argv = launch(replace(VLLM, model=model, args=args)).argv
-    start = argv.index("4711") + 1
+    start = argv.index(NO_FETCHING) + 1
     assert argv[start:] == (*flags, *args)
+
+
+def test_vllm_fetches_nothing_by_itself_unless_the_user_chose() -> None:
+    assert NO_FETCHING in launch(VLLM).argv
+    assert NO_FETCHING not in launch(replace(VLLM, args=("--allowed-media-domains", "pictures.example"))).argv
 
 
 @pytest.mark.parametrize("flag", ["--port=1", "--host", "--api-key", "--api_key", "--uds", "--served-model-name", "--model"])

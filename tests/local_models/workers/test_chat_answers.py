@@ -8,6 +8,7 @@ import pytest
 
 from local_models.workers.chat_answers import Answer
 from local_models.workers.chat_prompt import Prompt
+from local_models.workers.chat_replies import delta_of
 from local_models.workers.chat_request import parse_chat_request
 from local_models.workers.qwen_output import Content, Event, Reasoning, ToolCall
 
@@ -68,3 +69,18 @@ def test_content_that_may_be_a_stop_comes_out_before_a_call() -> None:
     _, events, content = answer(f"ab{CALL}", tools=[NOW], stop="abc")
     assert content == "ab"
     assert isinstance(events[0], Content)
+
+
+def test_parallel_calls_are_streamed_under_their_own_index_as_vllm_does() -> None:
+    with_argument = {"type": "function", "function": {"name": "at", "parameters": {"properties": {"zone": {"type": "string"}}}}}
+    second = "<tool_call>\n<function=at>\n<parameter=zone>\nUTC\n</parameter>\n</function>\n</tool_call>"
+    _, events, _ = answer(f"{CALL}\n{second}", tools=[NOW, with_argument])
+    deltas = [call for event in events for call in (delta_of(event) or {}).get("tool_calls", [])]
+    for index, (name, arguments) in enumerate([("now", "{}"), ("at", '{"zone": "UTC"}')]):
+        first, *rest = [delta for delta in deltas if delta["index"] == index]
+        assert first.keys() == {"index", "id", "type", "function"}
+        assert first["function"] == {"name": name, "arguments": ""}
+        assert all(delta.keys() == {"index", "function"} and delta["function"].keys() == {"arguments"} for delta in rest)
+        assert "".join(delta["function"]["arguments"] for delta in rest) == arguments
+        assert len(rest) > 1 or arguments == "{}"
+    assert [delta["index"] for delta in deltas] == sorted(delta["index"] for delta in deltas)

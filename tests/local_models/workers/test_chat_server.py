@@ -82,6 +82,20 @@ def test_temperature_zero_needs_no_seed(chat: RunningWorker) -> None:
     assert first == second
 
 
+def test_a_thought_is_not_longer_than_its_budget(chat: RunningWorker) -> None:
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}, "seed": 3, "max_tokens": 24}
+    short = ask(chat, thinking_token_budget=8, **thinking).json()
+    message = short["choices"][0]["message"]
+    assert message["reasoning"]
+    assert message["content"]
+    assert short["usage"]["completion_tokens"] == 24
+    unlimited = [ask(chat, **thinking, **more).json()["choices"] for more in ({}, {"thinking_token_budget": -1})]
+    assert unlimited[0] == unlimited[1]
+    assert unlimited[0][0]["message"]["content"] == ""
+    silent = {**NO_THINKING, "seed": 3, "max_tokens": 8}
+    assert ask(chat, thinking_token_budget=2, **silent).json()["choices"] == ask(chat, **silent).json()["choices"]
+
+
 def test_thinking_goes_to_reasoning_unless_switched_off(chat: RunningWorker) -> None:
     thinking = ask(chat, chat_template_kwargs={"enable_thinking": True}).json()["choices"][0]["message"]
     assert thinking["content"] == ""
@@ -154,7 +168,7 @@ def test_transparent_and_grey_images_are_read(chat: RunningWorker) -> None:
 
 
 REFUSED_IMAGES = {
-    "http://127.0.0.1/cat.png": "does not fetch remote URLs yet",
+    "http://127.0.0.1/cat.png": "this worker fetches nothing",
     "data:image/png,abc": "not base64",
     "data:image/png;base64,@@": "base64 is broken",
     "data:image/png;base64,aGVsbG8=": "damaged or of an unknown kind",
@@ -191,6 +205,8 @@ REFUSED_FIELDS: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"tool_choice": "required"}, 400, "tool_choice", "'tools' is empty"),
     ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400, "tool_choice", "one of time"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format", "plain text only"),
+    ({"structured_outputs": {"regex": "[0-9]"}}, 400, "structured_outputs", "use a vLLM deployment"),
+    ({"thinking_token_budget": -2}, 400, "thinking_token_budget", "from -1 to"),
     ({"logprobs": True}, 400, "logprobs", "Leave the field out"),
     ({"chat_template_kwargs": {"chat_template": "x"}}, 400, "chat_template_kwargs", "may not set chat_template"),
     ({"chat_template_kwargs": {"enable_thinking": "no"}}, 400, "chat_template_kwargs.enable_thinking", "true or false"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from local_models.workers.sampling import Sampler, SamplingParams
+from local_models.workers.sampling import Sampler, SamplingParams, ThinkingBudget
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, 0.0, -1.0])
 
@@ -58,3 +58,23 @@ def test_penalties_push_what_was_written_away() -> None:
 def test_repetition_penalty_counts_the_prompt_too() -> None:
     assert picks(1, prompt=frozenset({1}), temperature=0, repetition_penalty=2.0) == [2]
     assert picks(1, logits=-LOGITS, prompt=frozenset({4}), temperature=0, repetition_penalty=1.5) == [4]
+
+
+CLOSE = 4
+
+
+def thought(logits: list[int], budget: int) -> list[int]:
+    """What is written where the model would take these tokens one after the other."""
+    sampler = Sampler(SamplingParams(temperature=0), torch.Generator(), budget=ThinkingBudget(budget, CLOSE, frozenset({CLOSE, 0})))
+    return [sampler.pick(torch.nn.functional.one_hot(torch.tensor(token), 5)) for token in logits]
+
+
+def test_a_thought_is_closed_when_its_budget_is_used_up_and_the_answer_goes_on() -> None:
+    assert thought([1, 2, 3, 1, 2, 3], budget=2) == [1, 2, CLOSE, 1, 2, 3]
+    assert thought([1, 2, 3], budget=0) == [CLOSE, 2, 3]
+
+
+@pytest.mark.parametrize("end", [CLOSE, 0])
+def test_a_thought_that_ends_by_itself_is_not_closed_again(end: int) -> None:
+    assert thought([1, end, 2, 3, 1], budget=2) == [1, end, 2, 3, 1]
+    assert thought([1, 2, end, 3], budget=3) == [1, 2, end, 3]

@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for flag in ("--model", "--served-model-name", "--host", "--port", "--reasoning-parser", "--tool-call-parser"):
+    for flag in ("--model", "--served-model-name", "--host", "--port", "--reasoning-parser", "--tool-call-parser", "--allowed-media-domains"):
         parser.add_argument(flag)
     parser.add_argument("--enable-auto-tool-choice", action="store_true")
     options = parser.parse_args()
