@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
@@ -41,10 +41,22 @@ log = logging.getLogger("tandem.chat")
 
 
 class ChatCompletions:
-    """See the module. sinks: each gets the record of every request that has ended."""
+    """See the module. sinks: each gets the record of every request that has ended. wait_for: what keeps an engine, by its id, from
 
-    def __init__(self, router: Router, keys: KeyRing, admission: Admission, max_body_bytes: int, sinks: Sequence[Sink] = ()) -> None:
+    answering; None: nothing that is known.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        keys: KeyRing,
+        admission: Admission,
+        max_body_bytes: int,
+        sinks: Sequence[Sink],
+        wait_for: Callable[[str], str | None],
+    ) -> None:
         self._router, self._keys, self._admission, self._max_body_bytes, self._sinks = router, keys, admission, max_body_bytes, sinks
+        self._wait_for = wait_for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
@@ -79,11 +91,11 @@ class ChatCompletions:
             return
         headers += admitted.headers
         call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest)
-        exchange = _Exchange(attempts, call, record, started)
+        exchange = _Exchange(attempts, call, record, started, self._wait_for)
         try:
             with Departure(receive) as departure:
                 if record.stream:
-                    await exchange.stream(ClientStream(send, headers, exchange.answer_headers))
+                    await exchange.stream(ClientStream(send, headers, exchange.answer_headers, exchange.waits_for))
                 else:
                     await exchange.complete(send, headers)
             if departure.gone:
@@ -121,6 +133,7 @@ class _Exchange:
     call: ChatCall
     record: RequestRecord
     started: float
+    wait_for: Callable[[str], str | None]
 
     async def stream(self, client: ClientStream) -> None:
         async def ask(target: Target[ChatUpstream]) -> None:
@@ -158,6 +171,11 @@ class _Exchange:
     def answer_headers(self) -> RawHeaders:
         """Of a stream whose first content has come."""
         return self._answered_by(self.attempts.waited_s(time.monotonic()))
+
+    def waits_for(self) -> str | None:
+        """What keeps the deployment that is asked now from answering, as far as that is known."""
+        last = self.attempts.last
+        return None if last is None else self.wait_for(last.deployment.engine_id)
 
     def _answered_by(self, upstream_s: float) -> RawHeaders:
         last = self.attempts.last
