@@ -19,6 +19,7 @@ from adapters.openai_compatible import usage_option
 from adapters.rewrite import rewrite
 from adapters.thinking import changes
 from local_models.errors import EngineLost
+from local_models.probe import DEAD_ENGINE
 from local_models.runtime import Lease, Runtime
 
 IMAGES_PATH = "/images/generations"
@@ -29,7 +30,6 @@ IMAGES_PATH = "/images/generations"
 NOTICE_S = 0.25
 # vLLM says of itself that its engine is dead: its health says the same in a moment.
 CERTAIN_NOTICE_S = 3.0
-_DEAD_ENGINE = "EngineCore encountered an issue"  # vLLM's EngineDeadError. Source: vllm/v1/engine/exceptions.py, 0.17 to 0.32
 
 
 class _Engine:
@@ -56,7 +56,7 @@ class _Engine:
             try:
                 yield self._endpoint_of(lease)
             except UpstreamError as error:
-                is_dead = _DEAD_ENGINE in error.message
+                is_dead = DEAD_ENGINE in error.message
                 if is_dead or error.code in (UNREACHABLE, DISCONNECTED, ABORTED):
                     lost = await self._runtime.notice_end(lease, CERTAIN_NOTICE_S if is_dead else NOTICE_S)
                     if lost is None and is_dead:

@@ -14,6 +14,7 @@ from local_models.health import Answer, exchange, split_answer
 
 LISTING_TIMEOUT_S = 10.0
 PROMPT = "One token is asked for."  # of several tokens: a prompt of a single one takes other kernels than any chat does
+DEAD_ENGINE = "EngineCore encountered an issue"  # how vLLM begins to say so. Source: vllm/v1/engine/exceptions.py, 0.17 to 0.32
 EXCERPT = 300  # characters of an answer that a message repeats
 
 
@@ -63,4 +64,6 @@ def _shown(answer: Answer) -> str:
     error = (document or {}).get("error")
     message = error.get("message") if isinstance(error, dict) else error
     text = message if isinstance(message, str) else answer.body.decode(errors="replace")
+    if text.startswith(DEAD_ENGINE):
+        text = "its engine died"  # why stands in its log
     return f"{answer.status} ({' '.join(text.split())[:EXCERPT]})"

@@ -44,7 +44,7 @@ async def test_a_server_that_lists_another_model_does_not_become_ready(engines: 
 async def test_an_engine_that_dies_of_its_first_token_is_given_up_at_once_with_the_remedy(engines: Engines) -> None:
     process = vllm(engines, "--first-request", "fail", "--log-of-death", HEAD_DIM)
     error = await failure_of(process)
-    assert "it answered its first request, one token, with 500 (EngineCore encountered an issue." in error.reason
+    assert "it answered its first request, one token, with 500 (its engine died): " in error.reason
     assert "its kernels cannot compute with a head dimension of 32" in error.reason
     await until_state(process, "failed")
     again = await failure_of(process)
