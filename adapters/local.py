@@ -27,7 +27,7 @@ IMAGES_PATH = "/images/generations"
 
 # A broken answer may be the first sign of a crash. Its error waits this long for the second one, so that whoever asks next
 # gets an engine that is started anew and not the dead one.
-NOTICE_S = 0.25
+NOTICE_S = 1.0
 # vLLM says of itself that its engine is dead: its health says the same in a moment.
 CERTAIN_NOTICE_S = 3.0
 

@@ -43,8 +43,8 @@ ENDLESS = {"ignore_eos": True}
 
 def settings_for(model: Path) -> Settings:
     flags = {"max-model-len": 2048, "enforce-eager": True}
-    upstream = {"kind": "vllm", "python": REAL_VLLM, "device": "cpu", "dtype": "bfloat16", "args": flags}
-    upstream |= {"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+    upstream: dict[str, Any] = {"kind": "vllm", "python": REAL_VLLM, "device": "cpu", "dtype": "bfloat16"}
+    upstream |= {"args": flags, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     return settings_of([{"name": "m", "kind": "chat", "deployments": [{"upstream": "here", "model": str(model)}]}], {"here": upstream})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2
 
 def vllm(engines: Engines, *flags: str, lists: str = "m", clock: Clock | None = None, watch_interval_s: float = 10.0) -> Process:
     policy = RestartPolicy(max_restarts=1, first_delay_s=0.001)
-    more = {"clock": clock} if clock else {}
-    return engines.process("--vllm", lists, *flags, vllm_model="m", restarts=policy, watch_interval_s=watch_interval_s, **more)
+    return engines.process(
+        "--vllm", lists, *flags, vllm_model="m", restarts=policy, watch_interval_s=watch_interval_s, clock=clock or time.monotonic
+    )
 
 
 async def failure_of(process: Process) -> EngineError:
