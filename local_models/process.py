@@ -40,9 +40,9 @@ HEALTH_TIMEOUT_S = 2.0
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.25
 UNHEALTHY_ANSWERS = 2
-# Twice in a row is enough: an engine that is dead behind an open socket is known after 4 s, sooner where a broken answer gave it away.
+# An engine that is dead behind an open socket is known after this and a second look, sooner where a broken answer gave it away.
 WATCH_INTERVAL_S = 2.0
-LOOK_AGAIN_S = 0.1  # while somebody suspects that it is dead
+LOOK_AGAIN_S = 0.1  # while there is reason to believe that it is dead
 LOG_LAG_S = 0.3  # until what a child said at its end has reached its log
 EXPLAINED_BYTES = 256 * 1024  # a traceback of vLLM's, once for each of its processes, takes dozens of KiB
 
@@ -396,7 +396,7 @@ class Process:
         """
         unhealthy = 0
         while unhealthy < UNHEALTHY_ANSWERS:
-            suspected = await happens(life.suspected, self._watch_interval_s)
+            suspected = await happens(life.suspected, LOOK_AGAIN_S if unhealthy else self._watch_interval_s)
             life.suspected.clear()
             health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
             unhealthy = unhealthy + (UNHEALTHY_ANSWERS if suspected else 1) if health.status == 503 else 0
