@@ -91,7 +91,7 @@ class StreamedAnswer:
         if _finishes(frame):
             self.finished = True
         counts = _counts(frame)
-        hit = b'"error"' in frame or _reasons(frame)
+        hit = b'"error"' in frame or b'"abort"' in frame or _reasons(frame)
         if self.began and not hit and not counts:
             return frame
         data = sse.data_of(frame)

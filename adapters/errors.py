@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 
 UNREACHABLE, DISCONNECTED, TIMED_OUT = "upstream_unreachable", "upstream_disconnected", "upstream_timeout"
+ABORTED = "upstream_aborted"
 MESSAGE_LIMIT = 2000  # characters of a foreign message that are passed on
 NAME_LIMIT = 128  # of its code, type and param
 RATE_HEADERS = b"x-ratelimit-"  # how their names begin
@@ -120,11 +121,15 @@ def from_text(upstream: str, body: bytes, secret: str | None) -> UpstreamError |
 
 
 def _choice_error(document: Mapping[str, Any]) -> Any:
-    """OpenRouter's answer that failed late: `choices[0].error` beside finish_reason "error"."""
+    """An answer that failed late: OpenRouter's `choices[0].error` beside finish_reason "error", vLLM's finish_reason "abort", which OpenAI
+
+    does not know: the engine was stopped, and the answer is no more than a beginning.
+    """
     choices = document.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None
-    if choices[0].get("finish_reason") != "error":
+    choices = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    if any(choice.get("finish_reason") == "abort" for choice in choices):
+        return {"message": "the engine was stopped before the answer was complete", "code": ABORTED, "http_status": 502}
+    if not choices or choices[0].get("finish_reason") != "error":
         return None
     return choices[0].get("error") or {"message": "the provider ended the answer with finish_reason 'error'"}
 

@@ -13,7 +13,7 @@ import orjson
 
 from adapters.base import ChatCall, Client, Timeouts
 from adapters.endpoint import Endpoint
-from adapters.errors import DISCONNECTED, UNREACHABLE, UpstreamError
+from adapters.errors import ABORTED, DISCONNECTED, UNREACHABLE, UpstreamError
 from adapters.history import without_reasoning
 from adapters.media_parts import inlined
 from adapters.openai_compatible import PATH as CHAT_PATH
@@ -23,14 +23,18 @@ from adapters.rewrite import rewrite
 from adapters.sampling import NOTHING, Recommended
 from adapters.thinking import changes
 from adapters.worker_limits import refusal
+from local_models.errors import EngineLost
+from local_models.probe import DEAD_ENGINE
 from local_models.runtime import Lease, Runtime
 
 IMAGES_PATH = "/images/generations"
 
 
-# A broken connection may be the first sign of a crash. Its error waits this long for the second one, so that whoever asks next
+# A broken answer may be the first sign of a crash. Its error waits this long for the second one, so that whoever asks next
 # gets an engine that is started anew and not the dead one.
-NOTICE_S = 0.25
+NOTICE_S = 1.0
+# vLLM says of itself that its engine is dead: its health says the same in a moment.
+CERTAIN_NOTICE_S = 3.0
 
 
 class _Engine:
@@ -52,13 +56,18 @@ class _Engine:
 
     @asynccontextmanager
     async def leased(self) -> AsyncGenerator[Endpoint, None]:
-        """The running engine's endpoint, for the length of the block. Raises EngineError."""
+        """The running engine's endpoint, for the length of the block. Raises EngineError: EngineLost where it ends within the block."""
         async with self._runtime.lease(self._engine_id) as lease:
             try:
                 yield self._endpoint_of(lease)
             except UpstreamError as error:
-                if error.code in (UNREACHABLE, DISCONNECTED):
-                    await self._runtime.notice_end(lease, NOTICE_S)
+                is_dead = DEAD_ENGINE in error.message
+                if is_dead or error.code in (UNREACHABLE, DISCONNECTED, ABORTED):
+                    lost = await self._runtime.notice_end(lease, CERTAIN_NOTICE_S if is_dead else NOTICE_S)
+                    if lost is None and is_dead:
+                        lost = EngineLost(self._engine_id, "its engine core died", retry_after_s=CERTAIN_NOTICE_S)
+                    if lost is not None:
+                        raise lost from error
                 raise
 
     def close(self) -> None:

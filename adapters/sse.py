@@ -83,6 +83,11 @@ def data_of(frame: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
+def comment(text: str) -> bytes:
+    """A frame that every reader of events passes over."""
+    return b": %s\n\n" % " ".join(text.split()).encode()
+
+
 def event(document: Any, name: str | None = None) -> bytes:
     """One frame that carries `document` as JSON."""
     head = b"event: %s\n" % name.encode() if name else b""

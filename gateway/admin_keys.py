@@ -76,14 +76,14 @@ class KeyList(BaseModel):
     data: list[KeyView]
 
 
-def require_admin(keys: KeyRing) -> Any:
-    """A dependency that lets admin keys pass. Raises GatewayError (401, 403)."""
+def require_admin(keys: KeyRing, what: str = "keys") -> Any:
+    """A dependency that lets admin keys pass. what: they manage, for the message. Raises GatewayError (401, 403)."""
 
     async def check(request: Request) -> None:
         key = keys.check(request.scope["headers"])
         if not key.admin:
             message = (
-                f"the API key '{key.name}' ({key.id}) may not manage keys; use one that was made with --admin, or the installation's own"
+                f"the API key '{key.name}' ({key.id}) may not manage {what}; use one that was made with --admin, or the installation's own"
             )
             raise forbidden(message, "admin_required")
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -32,9 +33,11 @@ from gateway.api_key import ApiKey
 from gateway.auth import KeyRing
 from gateway.chat import ChatCompletions
 from gateway.description import ABOUT, NO_KEY_NEEDED, Responses, describe, errors, reply
+from gateway.engine_routes import engine_routes
 from gateway.errors import GatewayError, from_validation, no_route, to_gateway_error
 from gateway.image_routes import ImageDoor, image_routes
 from gateway.jobs import JobQueue, image_queues
+from gateway.loading import wait_for
 from gateway.metrics import Readings
 from gateway.models import ModelList
 from gateway.record import Sink
@@ -121,7 +124,7 @@ class Gateway:
         models = ModelList(settings, self._runtime, queues, router, self._created)
         door = ImageDoor(router, queues, self._runtime, self._keys, self.admission, limit, self._sinks)
         rest = _control_plane(settings, self._runtime, self._keys, models, door, self._routes)
-        chats = ChatCompletions(router, self._keys, self.admission, limit, self._sinks)
+        chats = ChatCompletions(router, self._keys, self.admission, limit, self._sinks, partial(wait_for, self._runtime))
         return _Served(settings, router, queues, chats, rest)
 
 
@@ -204,6 +207,7 @@ def _control_plane(
     app.include_router(_health(settings, runtime))
     app.include_router(_model_routes(models, keys))
     app.include_router(image_routes(door))
+    app.include_router(engine_routes(runtime, keys))
     if keys.file is not None:
         app.include_router(key_routes(keys, keys.file, settings.server.max_body_bytes))
     for routes in more:

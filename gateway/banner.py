@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from config import __version__
 from config.loader import profile_names
 from config.readiness import Report
+from gateway.loading import loading
 from gateway.startup import Choice, Keys
 
 Line = tuple[str, str]
@@ -109,8 +110,7 @@ def work(now: Mapping[str, EngineState]) -> str | None:
     parts = []
     for label, engine in now.items():
         if engine.state == "starting":
-            percent = "" if engine.progress is None else f" {engine.progress:.0%}"
-            parts.append(f"{label}: loading{percent}{f' ({engine.stage})' if engine.stage else ''}")
+            parts.append(f"{label}: {loading(engine.progress, engine.stage)}")
         elif engine.jobs is not None:
             waiting = f", {engine.jobs['waiting']} waiting" if engine.jobs["waiting"] else ""
             parts.append(f"{label}: drawing, step {engine.jobs['step']} of {engine.jobs['steps']}{waiting}")

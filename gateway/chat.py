@@ -13,7 +13,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,22 @@ log = logging.getLogger("tandem.chat")
 
 
 class ChatCompletions:
-    """See the module. sinks: each gets the record of every request that has ended."""
+    """See the module. sinks: each gets the record of every request that has ended. wait_for: what keeps an engine, by its id, from
 
-    def __init__(self, router: Router, keys: KeyRing, admission: Admission, max_body_bytes: int, sinks: Sequence[Sink] = ()) -> None:
+    answering; None: nothing that is known.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        keys: KeyRing,
+        admission: Admission,
+        max_body_bytes: int,
+        sinks: Sequence[Sink],
+        wait_for: Callable[[str], str | None],
+    ) -> None:
         self._router, self._keys, self._admission, self._max_body_bytes, self._sinks = router, keys, admission, max_body_bytes, sinks
+        self._wait_for = wait_for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
@@ -88,11 +100,11 @@ class ChatCompletions:
             return
         headers += admitted.headers
         call = ChatCall(body, fields, _upstream_request_id(record.request_id), rest, _traceparent(record))
-        exchange = _Exchange(attempts, call, record, started, headers)
+        exchange = _Exchange(attempts, call, record, started, headers, self._wait_for)
         try:
             with Departure(scope) as departure:
                 if record.stream:
-                    await exchange.stream(ClientStream(send, cycle_of(scope).push, headers, exchange.answer_headers))
+                    await exchange.stream(ClientStream(send, cycle_of(scope).push, headers, exchange.answer_headers, exchange.waits_for))
                 else:
                     await exchange.complete(send)
             if departure.gone:
@@ -136,6 +148,7 @@ class _Exchange:
     record: RequestRecord
     started: float
     headers: RawHeaders
+    wait_for: Callable[[str], str | None]
 
     async def stream(self, client: ClientStream) -> None:
         async def ask(target: Target[ChatUpstream]) -> None:
@@ -184,6 +197,11 @@ class _Exchange:
     def answer_headers(self) -> RawHeaders:
         """Of a stream whose first content has come."""
         return self._answered_by(self.attempts.waited_s(time.monotonic()))
+
+    def waits_for(self) -> str | None:
+        """What keeps the deployment that is asked now from answering, as far as that is known."""
+        last = self.attempts.last
+        return None if last is None else self.wait_for(last.deployment.engine_id)
 
     def _answered_by(self, upstream_s: float) -> RawHeaders:
         last = self.attempts.last

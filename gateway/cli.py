@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gateway.engine_control import Control
     from gateway.startup import Choice, Wishes
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -118,8 +119,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     engines = commands.add_parser(
         "engines",
-        help="install, list, upgrade and remove engines: vLLM",
-        description="Engines in environments of their own below the data directory: install, list, upgrade and remove them.",
+        help="install and remove engines (vLLM); look at, load and unload those that run",
+        description="Engines in environments of their own below the data directory: install, list, upgrade and remove them."
+        " The engines of a running gateway: look at them, load and unload them.",
     )
     _add_options(engines, "config", "data")
     engines.set_defaults(run=_list_engines, json=False)
@@ -139,6 +141,7 @@ def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action.add_argument("--device", metavar="DEVICE", help=f"cuda, rocm or cpu (default: {default})")
         _add_options(action, "data", inherited=True)
         action.set_defaults(run=run)
+    _add_engine_control(actions)
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -194,6 +197,28 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     revoke.set_defaults(run=_revoke_key)
 
 
+def _add_engine_control(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Those that talk to the running gateway."""
+    status = actions.add_parser("status", help="show what the running gateway's engines do")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    _add_options(status, "data", inherited=True)
+    status.set_defaults(run=_engine_status)
+    load = actions.add_parser("load", help="start an engine", description="Start an engine, even one that was given up, and wait for it.")
+    load.add_argument("id", metavar="ID", help="as `tandem engines status` shows it")
+    load.add_argument("--no-wait", action="store_true", help="return as soon as it starts")
+    _add_options(load, "data", inherited=True)
+    load.set_defaults(run=_load_engine)
+    unload = actions.add_parser(
+        "unload", help="stop an engine", description="Stop an engine once nobody uses it; the next request starts it."
+    )
+    unload.add_argument("id", metavar="ID", help="as `tandem engines status` shows it")
+    unload.add_argument(
+        "--drain", type=seconds, metavar="SECONDS", default=30.0, help="how long requests under way may still take (default: 30)"
+    )
+    _add_options(unload, "data", inherited=True)
+    unload.set_defaults(run=_unload_engine)
+
+
 def _add_options(command: argparse.ArgumentParser, *groups: str, inherited: bool = False) -> None:
     """inherited: the parent command has them too, and what was given there stays."""
     options: Mapping[str, list[tuple[str, Callable[[str], object], str, str]]] = {
@@ -245,6 +270,17 @@ def money(text: str) -> float:
     if not 0 < amount < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no budget; use a number of US dollars above 0, or leave the option out for no limit")
     return amount
+
+
+def seconds(text: str) -> float:
+    """A time of an hour at most. Raises argparse's error."""
+    try:
+        time_s = float(text)
+    except ValueError:
+        time_s = -1.0
+    if not 0 <= time_s <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no such time; use a number of seconds from 0 to 3600")
+    return time_s
 
 
 def groups(text: str) -> tuple[str, ...]:
@@ -371,6 +407,32 @@ def _revoke_key(options: argparse.Namespace) -> int:
     from gateway import key_commands, startup
 
     return startup.reported(lambda: key_commands.revoke(startup.data_dir_of(_wishes(options), os.environ), options.id))
+
+
+def _engine_status(options: argparse.Namespace) -> int:
+    from gateway import engine_control, startup
+
+    return startup.reported(lambda: engine_control.status(_control(options), as_json=options.json))
+
+
+def _load_engine(options: argparse.Namespace) -> int:
+    from gateway import engine_control, startup
+
+    return startup.reported(lambda: engine_control.load(_control(options), options.id, wait=not options.no_wait))
+
+
+def _unload_engine(options: argparse.Namespace) -> int:
+    from gateway import engine_control, startup
+
+    return startup.reported(lambda: engine_control.unload(_control(options), options.id, options.drain))
+
+
+def _control(options: argparse.Namespace) -> Control:
+    """Raises CannotStart."""
+    from gateway import startup
+    from gateway.engine_control import Control
+
+    return Control(startup.data_dir_of(_wishes(options), os.environ), os.environ)
 
 
 def _usage(options: argparse.Namespace) -> int:

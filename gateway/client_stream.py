@@ -1,7 +1,8 @@
 """The client's end of a streamed answer: headers held back until there is something to say, then frames as they come.
 
 While headers are held an error still gets its real status. They are held for `HOLD_S` at most: from then on comments keep proxies
-and clients awake, and an error becomes an event. Comments go between frames only, because only whole frames are written.
+and clients awake and say what the answer waits for, and an error becomes an event. Comments go between frames only, because only whole
+frames are written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gateway.stepping import Stepped
 
 HOLD_S = 5.0
 HEARTBEAT_S = 15.0
+NEWS_S = 2.0  # between two looks at what the answer waits for
 
 STREAM_HEADERS: RawHeaders = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,13 +35,22 @@ class ClientStream:
     """An adapters.base.Client over ASGI `send`. push: sends one more part of a body that has begun, now; or says that it cannot.
 
     headers: sent in any case. answer_headers: what is known of the answer when its first content comes, if that is before the hold is over.
+    waits_for: what keeps the first content from coming, such as an engine that loads; None: nothing that is known.
     """
 
-    def __init__(self, send: Send, push: Callable[[bytes], bool], headers: RawHeaders, answer_headers: Callable[[], RawHeaders]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        push: Callable[[bytes], bool],
+        headers: RawHeaders,
+        answer_headers: Callable[[], RawHeaders],
+        waits_for: Callable[[], str | None],
+    ) -> None:
         self.started = False  # the response's status and headers are out
         self.began = False  # content is out: nobody else may answer any more
         self.headers = headers
-        self._answer_headers = answer_headers
+        self._answer_headers, self._waits_for = answer_headers, waits_for
+        self._told: str | None = None  # of what it waits for, last
         self.send, self._push = send, push
         self._loop = asyncio.get_running_loop()
         self._blocked: Stepped | None = None  # a send that waits for the client
@@ -114,8 +125,11 @@ class ClientStream:
             self._drained.set_result(None)
 
     def _tick(self) -> None:
-        if self._loop.time() >= self._due:
-            self._due = self._loop.time() + HEARTBEAT_S
+        now = self._loop.time()
+        news = None if self.began else self._waits_for()
+        if now >= self._due or (news is not None and news != self._told):
+            self._due = now + HEARTBEAT_S
+            self._told = news
             if self._blocked is None:
-                self._put(sse.KEEP_ALIVE)
-        self._timer = self._loop.call_at(self._due, self._tick)
+                self._put(sse.KEEP_ALIVE if news is None else sse.comment(news))
+        self._timer = self._loop.call_at(self._due if news is None else min(self._due, now + NEWS_S), self._tick)

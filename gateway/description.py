@@ -39,7 +39,7 @@ _REASONS = {
     400: "The request is wrong; the message says where and what would be right.",
     401: "No API key, or one that is not accepted.",
     403: "The API key may not do this.",
-    404: "There is no such model, key or page.",
+    404: "There is no such model, key, engine or page.",
     413: "The body is larger than server.max_body_bytes.",
     429: "A limit, a budget or a queue is used up.",
     500: "The gateway or a local engine failed.",

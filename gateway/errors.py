@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from adapters.errors import UpstreamError
 from local_models.errors import EngineError
 
-ROUTES = "/v1/models, /v1/chat/completions, /v1/images/generations, /v1/usage and /v1/admin/keys"
+ROUTES = "/v1/models, /v1/chat/completions, /v1/images/generations, /v1/engines, /v1/usage and /v1/admin/keys"
 MAX_NAME = 128  # characters of an unknown name that a message repeats; no known one is longer
 
 

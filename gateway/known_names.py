@@ -18,18 +18,19 @@ NONE, UNKNOWN, OTHER = "none", "unknown", "other"
 ROUTES: Mapping[str, str] = MappingProxyType({
     "/v1/chat/completions": "POST", "/v1/images/generations": "POST", "/v1/images/edits": "POST",
     "/v1/models": "GET", "/v1/models/{name}": "GET", "/v1/usage": "GET", "/v1/admin/keys": "POST", "/metrics": "GET",
+    "/v1/engines": "GET", "/v1/engines/{engine_id}/load": "POST", "/v1/engines/{engine_id}/unload": "POST",
 })  # fmt: skip
 
 # The gateway's and the workers' own codes, and below them those of OpenAI's and OpenRouter's documents.
 CODES = frozenset({
     "admin_required", "api_key_expired", "cancelled", "circuit_open", "client_left", "context_length_exceeded", "empty_array",
-    "engine_unavailable", "image_too_large", "image_url_not_allowed", "image_url_timeout", "internal_error", "invalid_api_key",
-    "invalid_image_url", "invalid_json", "invalid_type", "invalid_value", "key_file_unusable", "key_not_found", "method_not_allowed",
-    "missing_required_parameter", "model_not_allowed", "model_not_found", "no_usable_deployment", "not_found", "queue_full",
-    "request_timeout", "request_too_large", "shutting_down", "too_many_images", "unknown_parameter", "unsupported_image_url",
-    "unsupported_modality", "unsupported_parameter", "unsupported_value", "upstream_auth_failed", "upstream_bad_reply",
-    "upstream_disconnected", "upstream_misconfigured", "upstream_payment_required", "upstream_timeout", "upstream_unreachable",
-    "usage_unavailable",
+    "engine_not_found", "engine_unavailable", "image_too_large", "image_url_not_allowed", "image_url_timeout", "internal_error",
+    "invalid_api_key", "invalid_image_url", "invalid_json", "invalid_type", "invalid_value", "key_file_unusable", "key_not_found",
+    "method_not_allowed", "missing_required_parameter", "model_not_allowed", "model_not_found", "no_usable_deployment", "not_found",
+    "queue_full", "request_timeout", "request_too_large", "shutting_down", "too_many_images", "unknown_parameter",
+    "unsupported_image_url", "unsupported_modality", "unsupported_parameter", "unsupported_value", "upstream_aborted",
+    "upstream_auth_failed", "upstream_bad_reply", "upstream_disconnected", "upstream_misconfigured", "upstream_payment_required",
+    "upstream_timeout", "upstream_unreachable", "usage_unavailable",
 
     "authentication", "billing_hard_limit_reached", "capacity_exhausted", "constraint_filtered", "content_filter",
     "content_policy_violation", "free_variant_ended", "insufficient_quota", "invalid_image", "invalid_prompt", "invalid_request",

@@ -143,6 +143,19 @@ def claimed(data_dir: Path, part: str) -> Iterator[Callable[[str], None]]:
         yield note
 
 
+def holder_of(data_dir: Path, part: str) -> str | None:
+    """The address that the holder of this part of the data directory has noted; None where nobody holds it, or has noted none yet."""
+    try:
+        with (data_dir / f"{part}.lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip().partition(", ")[2] or None
+    except OSError:
+        pass
+    return None
+
+
 # Bytes of an answer that the kernel holds for one client beside those on their way. More would only hide from us that a client is slow:
 # by default it takes up to four megabytes, and says for minutes that nothing moves.
 UNSENT = 128 * 1024

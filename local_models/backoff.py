@@ -22,20 +22,21 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class Crashes:
-    """Crashes in a row, and when the last one was."""
+    """Crashes in a row, and when the last one was. lasting: it has a cause that another start does not mend."""
 
     count: int = 0
     last_at: float = 0.0
+    lasting: bool = False
 
-    def and_one(self, now: float) -> Crashes:
-        return Crashes(self.count + 1, now)
+    def and_one(self, now: float, lasting: bool = False) -> Crashes:
+        return Crashes(self.count + 1, now, lasting)
 
 
 NO_CRASHES = Crashes()
 
 
 def is_given_up(policy: RestartPolicy, crashes: Crashes) -> bool:
-    return crashes.count > policy.max_restarts
+    return crashes.lasting or crashes.count > policy.max_restarts
 
 
 def delay_s(policy: RestartPolicy, crashes: Crashes, now: float) -> float:

@@ -4,7 +4,8 @@ EngineError
 ├── UnknownEngine    no such engine is configured
 ├── StartFailed      it ended, or was stopped, before it served
 ├── StartTimeout     it did not serve in time
-├── GivenUp          it crashed too often in a row
+├── GivenUp          it crashed too often in a row, or of something that lasts
+├── EngineLost       it ended while somebody used it
 ├── NoMemory         others hold the memory that it takes
 └── RuntimeClosed    Tandem is going down
 """
@@ -37,7 +38,11 @@ class StartTimeout(EngineError):
 
 
 class GivenUp(EngineError):
-    summary = "engine '{engine_id}' crashed too often and is not restarted for now"
+    summary = "engine '{engine_id}' is given up for now"
+
+
+class EngineLost(EngineError):
+    summary = "engine '{engine_id}' ended before the answer was complete"
 
 
 class NoMemory(EngineError):

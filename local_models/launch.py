@@ -79,7 +79,11 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Launch:
-    """What to run, and where it says that it is ready: 2xx on GET http://`host`:PORT`ready_path`. note: first line of its log."""
+    """What to run, and where it says that it is ready: 2xx on GET http://`host`:PORT`ready_path`. note: first line of its log.
+
+    vllm_model: the name under which a vLLM serves its model. It is ready once that is listed and one token of it has been made; its log
+    says how far it is, and why it died. None: a program that says on `ready_path` all there is to know.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
@@ -87,6 +91,7 @@ class Launch:
     host: str = HOST
     ready_path: str = "/health"
     note: str | None = None
+    vllm_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,8 @@ def _launch_vllm(spec: EngineSpec, port: int, key: str, environ: Mapping[str, st
             spec.engine_id, f"its args set {', '.join(reserved)}, which Tandem chooses itself; remove them from the configuration"
         )
     program, serve = _vllm_program(spec, environ)
-    argv = [*serve, "--served-model-name", spec.served_model_name, "--host", HOST, "--port", str(port)]
+    # no access log: a line for each look at its health would push the telling ones out
+    argv = [*serve, "--disable-uvicorn-access-log", "--served-model-name", spec.served_model_name, "--host", HOST, "--port", str(port)]
     if spec.dtype != "auto":
         argv += ["--dtype", spec.dtype]
     if "--allowed-media-domains" not in given:
@@ -175,7 +181,7 @@ def _launch_vllm(spec: EngineSpec, port: int, key: str, environ: Mapping[str, st
         **planned.env,
     }
     env = _engine_environment(spec, program, environ, defaults, {"VLLM_API_KEY": key})
-    return Launch(argv=(*argv, *spec.args), env=env, note=planned.line)
+    return Launch(argv=(*argv, *spec.args), env=env, note=planned.line, vllm_model=spec.served_model_name)
 
 
 def _visible_devices(device: str, visible: str | None) -> dict[str, str]:

@@ -16,16 +16,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from local_models.backoff import NO_CRASHES, RestartPolicy, delay_s, is_given_up
 from local_models.child import Child
-from local_models.errors import EngineError, GivenUp, RuntimeClosed, StartFailed, StartTimeout
-from local_models.health import SILENT, ask_health
+from local_models.errors import EngineError, EngineLost, GivenUp, RuntimeClosed, StartFailed, StartTimeout
+from local_models.health import SILENT, Health, ask_health
 from local_models.launch import HOST, Launch
-from local_models.logs import last_useful_line, read_tail
+from local_models.logs import Follower, last_useful_line, read_tail
+from local_models.probe import ask_for_model, ask_for_token
+from local_models.vllm_errors import explain
+from local_models.vllm_progress import FIRST_TOKEN, LISTING, STARTING, Loading, advance
 
 State = Literal["stopped", "starting", "ready", "stopping", "failed"]
 LaunchFor = Callable[[int, str], Launch]
@@ -37,6 +40,11 @@ HEALTH_TIMEOUT_S = 2.0
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.25
 UNHEALTHY_ANSWERS = 2
+# An engine that is dead behind an open socket is known after this and a second look, sooner where a broken answer gave it away.
+WATCH_INTERVAL_S = 2.0
+LOOK_AGAIN_S = 0.1  # while there is reason to believe that it is dead
+LOG_LAG_S = 0.3  # until what a child said at its end has reached its log
+EXPLAINED_BYTES = 256 * 1024  # a traceback of vLLM's, once for each of its processes, takes dozens of KiB
 
 
 @dataclass(frozen=True)
@@ -62,25 +70,36 @@ class ProcessStatus:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a life ended before somebody asked for it. counts: as a crash, for the back-off."""
+    """Why a life ended before somebody asked for it. counts: as a crash, for the back-off. lasting: another start would end so too."""
 
     kind: type[EngineError]
     reason: str
     counts: bool = True
+    lasting: bool = False
+
+
+class _NotServing(Exception):
+    """It is healthy and yet does not do what it is for; the message is a clause that says what it does instead."""
 
 
 @dataclass
 class _Life:
-    """settled: ready, or over. interrupted: the child exited, or somebody wants it to. failure: set before `over`."""
+    """settled: ready, or over. interrupted: the child exited, or somebody wants it to. suspected: somebody believes that it is dead.
+
+    begun_at, ready_at: of the process' clock. death: why it does not serve any more, once somebody asked. failure: set before `over`.
+    """
 
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    suspected: asyncio.Event = field(default_factory=asyncio.Event)
+    begun_at: float = 0.0
     stop_requested: bool = False
     child: Child | None = None
     launch: Launch | None = None
     address: Address | None = None
     ready_at: float | None = None
+    death: Failure | None = None
     failure: Failure | None = None
     task: asyncio.Task[None] | None = None
 
@@ -98,7 +117,7 @@ class Process:
         start_timeout_s: float = 600.0,
         stop_grace_s: float = 3.0,
         restarts: RestartPolicy | None = None,
-        watch_interval_s: float = 10.0,
+        watch_interval_s: float = WATCH_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
         on_end: Callable[[], None] = lambda: None,
         preflight: LaunchFor | None = None,
@@ -122,6 +141,7 @@ class Process:
         self._failure: Failure | None = None
         self._crashes = NO_CRASHES
         self._restarts = 0
+        self._start_took_s = 0.0
         self._health = SILENT
         self._closed = False
         self._nudge = asyncio.Event()
@@ -183,16 +203,28 @@ class Process:
                 if life.failure is not None:
                     raise self._error(life.failure)
 
-    async def notice_end(self, address: Address, within_s: float) -> bool:
-        """Whether the child at `address` has ended. Waits for the news: for a caller whose connection broke before it arrived."""
+    async def notice_end(self, address: Address, within_s: float) -> EngineLost | None:
+        """Why the child at `address` does not serve any more; None while it does. Looks at once, and waits for the news: for a caller
+
+        whose answer broke before the end was known.
+        """
         life = self._life
         if life is None or life.address != address:
-            return True
+            reason = self._failure.reason if self._failure else "it has been stopped or started anew"
+            return EngineLost(self.name, reason, retry_after_s=self._back_in_s())
         try:
-            await asyncio.wait_for(life.interrupted.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                while not life.interrupted.is_set():
+                    life.suspected.set()
+                    await happens(life.interrupted, LOOK_AGAIN_S)
         except TimeoutError:
-            return False
-        return True
+            return None
+        reason = "it was stopped" if life.stop_requested else self._death(life).reason
+        return EngineLost(self.name, reason, retry_after_s=self._back_in_s())
+
+    def _back_in_s(self) -> float:
+        """How long a client should wait for the next start, by the last one."""
+        return delay_s(self._policy, self._crashes, self._clock()) + self._start_took_s
 
     async def stop(self) -> None:
         """Return when nothing of the child is left. Callers that wait for its start get StartFailed."""
@@ -252,14 +284,11 @@ class Process:
 
     def _crash_story(self) -> str:
         reason = self._failure.reason if self._failure else "unknown"
-        times = "once" if self._crashes.count == 1 else f"{self._crashes.count} times in a row"
-        return f"it crashed {times}, last because {reason}"
+        times = "once, because" if self._crashes.count == 1 else f"{self._crashes.count} times in a row, last because"
+        return f"it crashed {times} {reason}"
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._nudge.wait(), seconds)
-        except TimeoutError:
-            return
+        await happens(self._nudge, seconds)
 
     def _nudged(self) -> None:
         """Wake everybody who sits out a back-off."""
@@ -276,7 +305,7 @@ class Process:
             self._restarts += 1
         self._state = "starting"
         self._health = SILENT
-        self._life = life = _Life()
+        self._life = life = _Life(begun_at=self._clock())
         life.task = asyncio.get_running_loop().create_task(self._live(life), name=f"life of {self.name}")
         life.task.add_done_callback(_report_fault)
 
@@ -288,6 +317,7 @@ class Process:
                 self._state = "ready"
                 self._failure = None
                 life.ready_at = self._clock()
+                self._start_took_s = life.ready_at - life.begun_at
                 life.settled.set()
                 failure = await self._serve(life)
                 self._state = "stopping"
@@ -308,7 +338,7 @@ class Process:
             self._crashes = NO_CRASHES
         self._failure = None if life.stop_requested else failure
         if self._failure is not None and self._failure.counts:
-            self._crashes = self._crashes.and_one(now)
+            self._crashes = self._crashes.and_one(now, self._failure.lasting)
         life.failure = self._failure or self._stopped()
         self._state = "stopped" if self._failure is None else "failed"
         self._life = None
@@ -336,7 +366,7 @@ class Process:
                 return Failure(StartFailed, error.reason, counts=False)
             except OSError as error:
                 return Failure(StartFailed, f"it could not be run: {error}", counts=False)
-            failure = await self._await_ready(life, child, launch, port)
+            failure = await self._await_ready(life, child, launch, port, key)
             if failure is None:
                 life.address = Address(launch.host, port, key)
                 return None
@@ -346,46 +376,84 @@ class Process:
             life.interrupted.clear()
         raise AssertionError("the last attempt returns")
 
-    async def _await_ready(self, life: _Life, child: Child, launch: Launch, port: int) -> Failure | None:
+    async def _await_ready(self, life: _Life, child: Child, launch: Launch, port: int, key: str) -> Failure | None:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await unless(life.interrupted, self._poll(launch, port))
+                await unless(life.interrupted, self._become_ready(launch, port, key))
         except TimeoutError:
             return Failure(StartTimeout, self._timeout_reason())
+        except _NotServing as trouble:
+            await happens(child.exited, LOG_LAG_S)
+            return self._failed_child(launch, f"it said that it is healthy, but {trouble}")
         if life.interrupted.is_set():
-            return Failure(StartFailed, self._exit_reason(child))
+            return self._exit_failure(child, launch)
         return None
 
-    async def _poll(self, launch: Launch, port: int) -> None:
-        """Return when it is ready."""
+    async def _become_ready(self, launch: Launch, port: int, key: str) -> None:
+        """Return when it is ready. Raises _NotServing."""
+        log = Follower(self.log)
+        loading = STARTING
         pause_s = FIRST_POLL_S
         while True:
-            self._health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
-            if self._health.is_ready:
+            health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
+            if launch.vllm_model is not None:
+                loading = advance(loading, log.new_lines())
+                health = replace(health, progress=loading.progress, stage=loading.stage)
+            self._health = health
+            if health.is_ready and (launch.vllm_model is None or await self._proves_itself(launch.vllm_model, launch.host, port, key)):
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
 
+    async def _proves_itself(self, model: str, host: str, port: int, key: str) -> bool:
+        """Whether it lists its model and makes a token of it; False where it has yet to answer. Raises _NotServing."""
+        self._health = _loading(LISTING)
+        try:
+            trouble = await ask_for_model(host, port, key, model)
+        except (OSError, TimeoutError):
+            return False
+        if trouble is None:
+            self._health = _loading(FIRST_TOKEN)
+            trouble = await ask_for_token(host, port, key, model)
+        if trouble is not None:
+            raise _NotServing(trouble)
+        return True
+
     async def _serve(self, life: _Life) -> Failure | None:
         """Return when it does not serve any more, and why: None when it was asked to stop."""
-        child, launch, address = life.child, life.launch, life.address
-        assert child is not None
+        launch, address = life.launch, life.address
         assert launch is not None
         assert address is not None
-        await unless(life.interrupted, self._watch(launch, address.port))
-        if life.stop_requested:
-            return None
-        if child.exited.is_set():
-            return Failure(StartFailed, self._exit_reason(child))
-        return Failure(StartFailed, f"it kept answering 503 to GET {launch.ready_path} after it had been ready; {self._see_log()}")
+        await unless(life.interrupted, self._watch(life, launch, address.port))
+        life.interrupted.set()  # whoever waits to hear of its end hears of it now
+        return None if life.stop_requested else self._death(life)
 
-    async def _watch(self, launch: Launch, port: int) -> None:
-        """Return when it says, more than once, that its engine is dead. No answer is no reason: a busy worker may be late."""
+    async def _watch(self, life: _Life, launch: Launch, port: int) -> None:
+        """Return when it says that its engine is dead: more than once, or once where somebody suspected it. No answer is no reason: a
+
+        busy worker may be late.
+        """
         unhealthy = 0
         while unhealthy < UNHEALTHY_ANSWERS:
-            await asyncio.sleep(self._watch_interval_s)
+            suspected = await happens(life.suspected, LOOK_AGAIN_S if unhealthy else self._watch_interval_s)
+            life.suspected.clear()
             health = await ask_health(launch.host, port, launch.ready_path, timeout_s=HEALTH_TIMEOUT_S)
-            unhealthy = unhealthy + 1 if health.status == 503 else 0
+            unhealthy = unhealthy + (UNHEALTHY_ANSWERS if suspected else 1) if health.status == 503 else 0
+
+    def _death(self, life: _Life) -> Failure:
+        """Why it does not serve any more, though nobody stopped it. Read from its log once, however many ask."""
+        if life.death is None:
+            child, launch = life.child, life.launch
+            assert child is not None
+            assert launch is not None
+            if child.exited.is_set():
+                life.death = self._exit_failure(child, launch)
+            else:
+                words = f"it kept answering 503 to GET {launch.ready_path} after it had been ready"
+                life.death = self._failed_child(launch, words)
+            # what lasts shows in a start; in a log of days the same words may have been said of a request
+            life.death = replace(life.death, lasting=False)
+        return life.death
 
     def _lost_its_port(self, child: Child, launch: Launch, port: int) -> bool:
         """Whether somebody else took its port after `free_port`. The other one may be gone again, so the log counts too."""
@@ -393,13 +461,19 @@ class Process:
             return False
         return is_taken(launch.host, port) or "address already in use" in read_tail(self.log).lower()
 
-    def _exit_reason(self, child: Child) -> str:
+    def _exit_failure(self, child: Child, launch: Launch) -> Failure:
         if child.trouble is not None:
-            return f"its guard process could not run it: {child.trouble}"
+            return Failure(StartFailed, f"its guard process could not run it: {child.trouble}")
         if child.status is None:
-            return "its guard process was killed from outside"
-        last_line = last_useful_line(read_tail(self.log))
-        return f"{exit_words(child.status)}{f': {last_line}' if last_line else ''}; {self._see_log()}"
+            return Failure(StartFailed, "its guard process was killed from outside")
+        return self._failed_child(launch, exit_words(child.status), last_useful_line(read_tail(self.log)))
+
+    def _failed_child(self, launch: Launch, words: str, last_line: str | None = None) -> Failure:
+        """words: how its end was noticed. last_line: of its log, said where that explains nothing by itself."""
+        explanation = explain(read_tail(self.log, EXPLAINED_BYTES)) if launch.vllm_model is not None else None
+        why = explanation.sentence if explanation else last_line
+        lasting = explanation is not None and explanation.lasting
+        return Failure(StartFailed, f"{words}{f': {why}' if why else ''}; {self._see_log()}", lasting=lasting)
 
     def _timeout_reason(self) -> str:
         health, last_line = self._health, last_useful_line(read_tail(self.log))
@@ -432,6 +506,19 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def happens(event: asyncio.Event, within_s: float) -> bool:
+    """Whether `event` is set by then."""
+    try:
+        await asyncio.wait_for(event.wait(), within_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _loading(loading: Loading) -> Health:
+    return Health(progress=loading.progress, stage=loading.stage)
 
 
 def free_port(host: str = HOST) -> int:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from config.hardware import Gpu
 from config.weights import weights_bytes
 from local_models.backoff import RestartPolicy
 from local_models.budget import Bytes
-from local_models.errors import RuntimeClosed, UnknownEngine
+from local_models.errors import EngineError, EngineLost, RuntimeClosed, UnknownEngine
 from local_models.installed import launch_here, preflight_here
 from local_models.launch import BUILTIN_MODELS, EngineSpec, Launch
 from local_models.logs import log_path
 from local_models.need import MemoryRules, budget_of, need_of
 from local_models.places import Place, Places
-from local_models.process import Address, Process, State
+from local_models.process import Address, Process, State, happens
 
 LaunchEngine = Callable[[EngineSpec, int, str], Launch]
 """How to run this engine on this port with this key: `installed.launch_here`, or a test's. Called in a thread."""
@@ -66,7 +67,8 @@ class EngineStatus:
 class _Engine:
     """leases counts holders and those who wait to become one. idle_timer runs while there are none. leaving: it is closed when nobody
 
-    leases it any more; before: an engine whose place it takes, and whose memory it may need.
+    leases it any more; before: an engine whose place it takes, and whose memory it may need. drain: its unload, which waits until those who
+    came before are done (`drained`), while those who come later wait for it; inside counts those who came before.
     """
 
     spec: EngineSpec
@@ -77,6 +79,9 @@ class _Engine:
     leaving: bool = False
     unleased: asyncio.Event = field(default_factory=asyncio.Event)
     before: asyncio.Task[None] | None = None
+    drain: asyncio.Task[None] | None = None
+    inside: int = 0
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Runtime:
@@ -99,6 +104,7 @@ class Runtime:
         self._places = Places(self._budget, rules.wait_s)
         self._engines = {engine_id: self._made(spec) for engine_id, spec in engines.items()}
         self._leaving: dict[asyncio.Task[None], _Engine] = {}
+        self._asked: set[asyncio.Task[None]] = set()  # loads and unloads that go on though nobody may wait for them
         self._closed = False
 
     def engines(self) -> Mapping[str, EngineSpec]:
@@ -131,10 +137,10 @@ class Runtime:
         """The engine, running. Starts it if needed; cancelling the wait leaves the start to others. Raises EngineError."""
         return self._lease(self._engine(engine_id))
 
-    async def notice_end(self, lease: Lease, within_s: float) -> bool:
-        """Whether the engine of this lease has ended, as `Process.notice_end`. From then on a new lease starts it again."""
+    async def notice_end(self, lease: Lease, within_s: float) -> EngineLost | None:
+        """Why the engine of this lease does not serve any more, as `Process.notice_end`. From then on a new lease starts it again."""
         engine = self._engines.get(lease.engine_id)  # it may have left the configuration meanwhile
-        return engine is not None and await engine.process.notice_end(Address(lease.host, lease.port, lease.key), within_s)
+        return await engine.process.notice_end(Address(lease.host, lease.port, lease.key), within_s) if engine is not None else None
 
     def status(self, engine_id: str) -> EngineStatus:
         engine = self._engine(engine_id)
@@ -154,6 +160,24 @@ class Runtime:
             self._places.in_the_way(engine.place) if waiting else None,
         )
 
+    def load(self, engine_id: str) -> asyncio.Task[None]:
+        """Begin to start it, whatever it died of before. The task ends when it is ready, or with an EngineError; cancelling it leaves the
+
+        start to others. Raises UnknownEngine.
+        """
+        self.reset(engine_id)
+        return self._ask(self._load(engine_id))
+
+    def unload(self, engine_id: str, drain_s: float) -> asyncio.Task[None]:
+        """Begin to stop it once nobody uses it, at the latest after `drain_s`: what then is still under way ends with an error.
+
+        A lease that is asked for meanwhile waits, and starts it again. The task ends when it is gone. Raises UnknownEngine.
+        """
+        engine = self._engine(engine_id)
+        if engine.drain is None or engine.drain.done():
+            engine.drain = self._ask(_drain(engine, drain_s))
+        return engine.drain
+
     async def stop(self, engine_id: str) -> None:
         """Stop it even while it is leased, and return when it is gone. The next lease starts it again."""
         await self._engine(engine_id).process.stop()
@@ -169,10 +193,22 @@ class Runtime:
             _cancel_idle_timer(engine)
         leaving = list(self._leaving)
         engines = [*self._engines.values(), *self._leaving.values()]
-        for task in leaving:
+        asked = list(self._asked)
+        for task in (*leaving, *asked):
             task.cancel()
         await asyncio.gather(*(engine.process.close() for engine in engines))
-        await asyncio.gather(*leaving, return_exceptions=True)
+        await asyncio.gather(*leaving, *asked, return_exceptions=True)
+
+    def _ask(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+        task.add_done_callback(_outcome_is_in_the_status)
+        return task
+
+    async def _load(self, engine_id: str) -> None:
+        async with self.lease(engine_id):
+            return
 
     def _made(self, spec: EngineSpec) -> _Engine:
         process = Process(
@@ -207,10 +243,13 @@ class Runtime:
             if engine.before is not None:
                 await asyncio.wait({engine.before})
                 engine.before = None
+            while engine.drain is not None and not engine.drain.done():
+                await asyncio.wait({engine.drain})
             async with self._places.visit(engine.place) as is_ready:
-                address = await engine.process.ensure_ready()
-                is_ready()
-                yield Lease(engine.spec.engine_id, address.host, address.port, address.key)
+                with _inside(engine):
+                    address = await engine.process.ensure_ready()
+                    is_ready()
+                    yield Lease(engine.spec.engine_id, address.host, address.port, address.key)
         finally:
             engine.leases -= 1
             if not engine.leases:
@@ -232,6 +271,31 @@ class Runtime:
             await engine.unleased.wait()
         await engine.process.close()
         self._places.remove(engine.place)
+
+
+@contextmanager
+def _inside(engine: _Engine) -> Iterator[None]:
+    """One of those whom an unload waits for."""
+    engine.inside += 1
+    engine.drained.clear()
+    try:
+        yield
+    finally:
+        engine.inside -= 1
+        if not engine.inside:
+            engine.drained.set()
+
+
+async def _drain(engine: _Engine, drain_s: float) -> None:
+    if engine.inside:
+        await happens(engine.drained, drain_s)
+    await engine.process.stop()
+
+
+def _outcome_is_in_the_status(task: asyncio.Task[None]) -> None:
+    """Nobody need wait for a load: why it failed is the engine's reason. An error that is none of an engine's must be seen."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, EngineError):
+        task.get_loop().call_exception_handler({"message": "fault in a load or unload", "exception": error, "task": task})
 
 
 def _cancel_idle_timer(engine: _Engine) -> None:

@@ -67,6 +67,20 @@ def test_an_error_in_the_same_read_as_the_first_content_leaves_the_way_to_anothe
         streamed().feed(ROLE + HELLO + frame({"error": {"message": "died"}}))
 
 
+def test_an_answer_that_the_engine_aborted_is_an_error_and_not_a_finish_that_nobody_knows() -> None:
+    aborted = chunk("") | {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "abort"}]}
+    with pytest.raises(UpstreamError) as caught:
+        streamed().feed(ROLE + frame(aborted))
+    assert (caught.value.status, caught.value.code, caught.value.fallback) == (502, "upstream_aborted", True)
+    late = streamed()
+    assert late.feed(HELLO + frame(chunk('"abort"'))) == HELLO + frame(chunk('"abort"'))
+    assert late.feed(frame(aborted) + DONE) == b""
+    assert late.failure is not None
+    assert late.failure.code == "upstream_aborted"
+    with pytest.raises(UpstreamError, match="stopped before the answer was complete"):
+        whole({"choices": [{"finish_reason": "stop", "message": {}}, {"finish_reason": "abort", "message": {"content": "par"}}]})
+
+
 def test_text_that_speaks_of_errors_is_no_error() -> None:
     text = frame(chunk('say "error": {"message": 1} and "finish_reason":"stop" and data: [DONE]'))
     answer = streamed()

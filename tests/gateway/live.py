@@ -23,7 +23,7 @@ from gateway.client_connection import ClientConnection
 from gateway.record import Sink
 from gateway.service import Service, service
 from gateway.startup import listen
-from local_models.errors import StartFailed
+from local_models.errors import EngineLost, StartFailed
 from local_models.launch import EngineSpec
 from local_models.runtime import EngineStatus, Lease, Runtime
 
@@ -38,6 +38,7 @@ class ScriptedRuntime(Runtime):
         self._ports = ports
         self.leases = 0
         self.loading: asyncio.Event | None = None  # leases wait for it, as for an engine that loads
+        self.stage = "reading weights"
 
     def lease(self, engine_id: str) -> AbstractAsyncContextManager[Lease]:
         return self._scripted(engine_id)
@@ -54,12 +55,12 @@ class ScriptedRuntime(Runtime):
         finally:
             self.leases -= 1
 
-    async def notice_end(self, lease: Lease, within_s: float) -> bool:
-        return False
+    async def notice_end(self, lease: Lease, within_s: float) -> EngineLost | None:
+        return None
 
     def status(self, engine_id: str) -> EngineStatus:
         waiting = self.loading is not None and not self.loading.is_set()
-        return EngineStatus("starting" if waiting else "ready", 0.4, "reading weights", self.leases, 0, None, None, Path("log"))
+        return EngineStatus("starting" if waiting else "ready", 0.4, self.stage, self.leases, 0, None, None, Path("log"))
 
 
 @dataclass

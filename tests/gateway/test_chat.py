@@ -285,6 +285,31 @@ async def test_comments_keep_a_waiting_client_awake_and_a_late_failure_is_an_eve
         assert json.loads(error[6:])["error"]["message"] == "too late"
 
 
+async def test_a_stream_that_waits_for_an_engine_hears_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_stream, "HOLD_S", 0.02)
+    monkeypatch.setattr(client_stream, "NEWS_S", 0.01)
+    settings = settings_of([{"name": "m", "kind": "chat", "deployments": [{"upstream": "here", "model": "x"}]}], {"here": {"kind": "vllm"}})
+    async with scripted_upstream(answering("ready")) as upstream:
+        runtime = ScriptedRuntime(engine_specs(settings), {"here:x": upstream.port})
+        runtime.loading = asyncio.Event()
+        async with (
+            live_gateway(settings, runtime) as live,
+            live.http() as http,
+            http.stream("POST", CHAT, json={"model": "m", "messages": HELLO, "stream": True}) as reply,
+        ):
+            received = ""
+            async for part in reply.aiter_text():
+                received += part
+                if ": loading 40% (reading weights)\n\n" in received:
+                    runtime.stage = "reading more"
+                if ": loading 40% (reading more)\n\n" in received:
+                    runtime.loading.set()
+    comments = [line for line in received.split("\n") if line.startswith(":")]
+    assert comments == [": loading 40% (reading weights)", ": loading 40% (reading more)"], "each piece of news once"
+    assert '"content":"ready"' in received
+    assert received.endswith("data: [DONE]\n\n")
+
+
 async def test_a_late_first_deployment_can_still_be_replaced_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_stream, "HOLD_S", 0.02)
 

@@ -59,9 +59,9 @@ async def ask(address: Address, path: str) -> bytes:
         writer.close()
 
 
-def launch_fake(port: int, key: str, *flags: str) -> Launch:
+def launch_fake(port: int, key: str, *flags: str, vllm_model: str | None = None) -> Launch:
     argv = (sys.executable, "-I", "-S", str(FAKE_ENGINE), "--port", str(port), *flags)
-    return Launch(argv=argv, env=child_environment(os.environ, {"TANDEM_WORKER_KEY": key}))
+    return Launch(argv=argv, env=child_environment(os.environ, {"TANDEM_WORKER_KEY": key}), vllm_model=vllm_model)
 
 
 @dataclass
@@ -102,10 +102,11 @@ class Engines:
         port: int | None = None,
         watch_interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        vllm_model: str | None = None,
     ) -> Process:
         process = Process(
             "fake",
-            lambda port, key: launch_fake(port, key, "--pids", str(self.pids_file), *flags),
+            lambda port, key: launch_fake(port, key, "--pids", str(self.pids_file), *flags, vllm_model=vllm_model),
             log=self.log,
             port=port,
             start_timeout_s=start_timeout_s,

@@ -2,6 +2,7 @@
 
 Serves GET /health without a key; GET /crash?code=N, GET /hang and GET /sick with the one it was started with. `--pids FILE`
 appends the process id of itself and of every descendant, one a line, so that a test can count starts and look for survivors.
+With `--vllm NAME` it is like a vLLM: its health has no body, it lists that name, makes tokens of it, and its log tells the rest.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ class Handler(StreamRequestHandler):
     loading: dict[str, object] | None = None
     sick = False
     silent = False
+    lists = ""
+    first_request = "answer"
+    log_of_death = ""
 
     def handle(self) -> None:
         _, target, _ = self.rfile.readline().decode().split()
@@ -41,8 +45,23 @@ class Handler(StreamRequestHandler):
         elif path == "/sick":
             Handler.sick = True
             self._answer(200, {})
+        elif path == "/v1/models" and self.lists:
+            self._answer(200, {"object": "list", "data": [{"id": self.lists}]})
+        elif path == "/v1/completions" and self.lists:
+            self._make_a_token()
         else:
             self._answer(200, {"pid": os.getpid()})
+
+    def _make_a_token(self) -> None:
+        if self.first_request == "answer":
+            self._answer(200, {"choices": [{"index": 0, "text": "!", "finish_reason": "length"}]})
+            return
+        print(self.log_of_death, file=sys.stderr, flush=True)
+        if self.first_request == "exit":
+            os._exit(0)  # as vLLM does when its engine is dead
+        Handler.sick = True
+        message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+        self._answer(500, {"error": {"message": message, "type": "InternalServerError", "param": None, "code": 500}})
 
     def _answer(self, status: int, body: dict[str, object]) -> None:
         self.wfile.write(f"HTTP/1.1 {status} X\r\nConnection: close\r\n\r\n{json.dumps(body)}".encode())
@@ -77,6 +96,16 @@ def spawn_descendant(options: argparse.Namespace, *, own_session: bool) -> None:
         note_pid(options.pids, int(child.stdout.readline()))
 
 
+def repeat(file: Path) -> None:
+    with file.open() as lines:
+        while True:
+            line = lines.readline()
+            if line.strip() == "END":
+                return
+            print(line, end="", flush=True)
+            time.sleep(0 if line else 0.01)
+
+
 def load(options: argparse.Namespace) -> None:
     for step in range(options.steps):
         Handler.loading = {"status": "loading", "progress": step / options.steps, "stage": f"step {step}"}
@@ -99,6 +128,10 @@ def main() -> None:
     parser.add_argument("--leave", action="store_true", help="ends with code 0 once its descendants run")
     parser.add_argument("--say", action="append", default=[], help="prints this; $NAME stands for a variable")
     parser.add_argument("--chatter", type=int, default=0, help="prints this many lines of 100 bytes")
+    parser.add_argument("--vllm", default="", help="is like a vLLM that lists this model")
+    parser.add_argument("--first-request", choices=["answer", "fail", "exit"], default="answer")
+    parser.add_argument("--log-of-death", default="", help="printed when the first request is not answered")
+    parser.add_argument("--log-from", type=Path, help="prints what is in this file, and what is added to it, until it says END")
     options = parser.parse_args()
     note_pid(options.pids, os.getpid())
     if options.stubborn:
@@ -119,6 +152,9 @@ def main() -> None:
         sys.exit(options.exit)
     time.sleep(options.bind_late_s)
     Handler.silent = options.silent
+    Handler.lists, Handler.first_request, Handler.log_of_death = options.vllm, options.first_request, options.log_of_death
+    if options.log_from:
+        repeat(options.log_from)
     if options.load_s:
         Handler.loading = {"status": "loading", "progress": 0.0, "stage": "step 0"}
         Thread(target=load, args=(options,), daemon=True).start()

@@ -37,3 +37,10 @@ def test_no_restarts_means_that_the_first_crash_counts() -> None:
 
 def test_a_policy_without_limits_does_not_overflow() -> None:
     assert delay_s(RestartPolicy(max_restarts=10**6), Crashes(10**5, 0.0), 0.0) == 30.0
+
+
+def test_a_cause_that_lasts_gives_up_at_the_first_crash_and_is_tried_again_later() -> None:
+    crashes = NO_CRASHES.and_one(1000.0, lasting=True)
+    assert is_given_up(POLICY, crashes)
+    assert delay_s(POLICY, crashes, 1010.0) == 290.0
+    assert not is_given_up(POLICY, NO_CRASHES.and_one(1000.0))

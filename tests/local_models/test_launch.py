@@ -48,7 +48,8 @@ def test_vllm_in_its_own_environment() -> None:
     made = launch(replace(VLLM, dtype="float16", args=("--max-model-len", "8192")))
     assert made.argv == (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "Qwen/Qwen3.5-9B"),
-        *("--served-model-name", "qwen3.5-9b", "--host", "127.0.0.1", "--port", "4711", "--dtype", "float16"),
+        *("--disable-uvicorn-access-log", "--served-model-name", "qwen3.5-9b", "--host", "127.0.0.1", "--port", "4711"),
+        *("--dtype", "float16"),
         NO_FETCHING,
         *QWEN_FLAGS,
         *("--max-model-len", "8192"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from local_models.logs import LINE_LIMIT, TAIL_BYTES, last_useful_line, log_path, open_log, read_tail
+from local_models.logs import LINE_LIMIT, TAIL_BYTES, Follower, error_lines, last_useful_line, log_path, open_log, read_tail
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,29 @@ def test_only_the_end_of_a_log_is_read(tmp_path: Path) -> None:
     tail = read_tail(log)
     assert len(tail) == TAIL_BYTES
     assert tail.endswith("\ufffdend")
+
+
+def test_lines_that_are_marked_as_harmless_say_nothing_of_an_error() -> None:
+    log = (
+        "(Worker pid=9) WARNING 11-24 09:00:01 [x.py:7] odd\n(Worker pid=9) ERROR 11-24 09:00:01 [x.py:7] ValueError: bad\nINFO 1\nplain\n"
+    )
+    assert error_lines(log) == ["ValueError: bad", "plain", ""]
+
+
+def test_a_growing_log_is_followed_line_by_line_over_a_turn(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    follower = Follower(log)
+    assert follower.new_lines() == []
+    log.write_bytes(b"one\ntw")
+    assert follower.new_lines() == ["one"]
+    with log.open("ab") as more:
+        more.write(b"o\rthree\n\xff")
+    assert follower.new_lines() == ["two", "three"]
+    log.replace(tmp_path / "log.1")
+    log.write_bytes(b"new\n")
+    assert follower.new_lines() == ["new"]
+    log.write_bytes(b"x\n")
+    assert follower.new_lines() == ["x"], "it was cut short"
 
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ async def test_a_long_back_off_is_refused_with_the_reason_and_when(engines: Engi
     clock.now += 4
     error = await failure_of(process)
     assert (type(error), error.retry_after_s) == (StartFailed, 6.0)
-    assert "it crashed once, last because it ended with exit code 1: OSError: no weights" in error.reason
+    assert "it crashed once, because it ended with exit code 1: OSError: no weights" in error.reason
     assert "allowed in 6 s" in error.reason
     clock.now += 6
     await failure_of(process)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from local_models.errors import GivenUp, RuntimeClosed, StartFailed, UnknownEngine
+from local_models.errors import EngineLost, GivenUp, RuntimeClosed, StartFailed, UnknownEngine
 from local_models.launch import EngineSpec, Launch
 from local_models.process import Address
 from local_models.runtime import Lease, Runtime
@@ -303,3 +303,92 @@ async def test_a_launch_that_takes_its_time_keeps_nobody_waiting(tmp_path: Path)
     finally:
         go.set()
         await runtime.close()
+
+
+async def test_a_load_starts_it_for_nobody_and_ends_when_it_is_ready(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, args=("--load-s", "0.2"))).runtime
+    loading = runtime.load("here:one")
+    await asyncio.sleep(0)
+    assert runtime.status("here:one").state == "starting"
+    await loading
+    assert (runtime.status("here:one").state, runtime.status("here:one").leases) == ("ready", 0)
+
+
+async def test_a_load_whose_caller_left_goes_on_and_its_failure_is_in_the_status(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, args=("--exit", "1"))).runtime
+    runtime.load("here:one")
+    await until(lambda: runtime.status("here:one").state == "failed", "the start fails")
+    assert "no weights in /nowhere" in (runtime.status("here:one").reason or "")
+    with pytest.raises(StartFailed):
+        await runtime.load("here:one")
+
+
+async def test_a_load_tries_one_again_that_was_given_up(fakes_of: Callable[..., Fakes], tmp_path: Path) -> None:
+    runtime = fakes_of(replace(SPEC, max_restarts=0, args=("--exit-once", str(tmp_path / "once")))).runtime
+    with pytest.raises(StartFailed):
+        await runtime.load("here:one")
+    with pytest.raises(GivenUp):
+        async with runtime.lease("here:one"):
+            pass
+    await runtime.load("here:one")
+    assert runtime.status("here:one").state == "ready"
+
+
+async def test_an_unload_waits_for_those_who_use_it_and_later_ones_wait_for_the_unload(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    entered = asyncio.Event()
+
+    async def later() -> str:
+        async with fakes.runtime.lease("here:one") as lease:
+            entered.set()
+            return lease.key
+
+    async with fakes.runtime.lease("here:one") as first:
+        unloading = fakes.runtime.unload("here:one", 600)
+        assert fakes.runtime.unload("here:one", 0) is unloading, "the second joins the first"
+        waiter = asyncio.create_task(later())
+        assert b"200" in await ask(Address(first.host, first.port, first.key), "/")
+        assert not unloading.done()
+        assert not entered.is_set()
+    await unloading
+    assert await waiter != first.key
+    assert len(fakes.engines.pids()) == 2
+
+
+async def test_an_unload_waits_no_longer_than_it_may(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(SPEC)
+    async with fakes.runtime.lease("here:one") as lease:
+        await fakes.runtime.unload("here:one", 0.01)
+        assert fakes.engines.running() == []
+        lost = await fakes.runtime.notice_end(lease, 0)
+        assert isinstance(lost, EngineLost)
+        assert "stopped" in lost.reason
+    assert fakes.runtime.status("here:one").state == "stopped"
+
+
+async def test_an_unload_of_one_that_nobody_uses_stops_it_even_while_it_starts(fakes_of: Callable[..., Fakes]) -> None:
+    fakes = fakes_of(replace(SPEC, args=("--load-s", "600")))
+    waiter = asyncio.create_task(fakes.runtime.lease("here:one").__aenter__())
+    await until(lambda: fakes.runtime.status("here:one").progress is not None, "it loads")
+    waiter.cancel()
+    await asyncio.gather(waiter, return_exceptions=True)
+    await fakes.runtime.unload("here:one", 600)
+    assert fakes.engines.running() == []
+
+
+async def test_a_closed_runtime_ends_the_loads_and_unloads_under_way(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(replace(SPEC, args=("--load-s", "600"))).runtime
+    loading = runtime.load("here:one")
+    await asyncio.sleep(0)
+    unloading = runtime.unload("here:one", 600)
+    await runtime.close()
+    assert loading.done()
+    assert unloading.done()
+
+
+async def test_only_engines_that_exist_are_loaded_and_unloaded(fakes_of: Callable[..., Fakes]) -> None:
+    runtime = fakes_of(SPEC).runtime
+    with pytest.raises(UnknownEngine):
+        runtime.load("here:two")
+    with pytest.raises(UnknownEngine):
+        runtime.unload("here:two", 0)
