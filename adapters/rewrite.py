@@ -39,6 +39,8 @@ def rewrite(body: bytes, fields: Mapping[str, Any], model: str, changed: Mapping
     assert given, "its `model` is a string"
     beginning = b"{" + orjson.dumps(added)[1:-1] + b"," if added else b"{"
     whole = memoryview(body)  # each part is copied once, into its place
+    if fields["model"] == model:
+        return b"".join((beginning, whole[opening.end() :]))
     return b"".join((beginning, whole[opening.end() : at], b'"model":', orjson.dumps(model), whole[given.end() :]))
 
 

@@ -39,7 +39,7 @@ def nanny(
             yield process, ours
         finally:
             ours.close()
-            process.wait(timeout=10)
+            process.wait(timeout=40)
 
 
 def reports(channel: socket.socket, count: int) -> list[str]:
@@ -61,7 +61,7 @@ def test_the_exit_status_is_reported_and_passed_on(tmp_path: Path, code: str, re
     with nanny(tmp_path, code) as (process, channel):
         assert reports(channel, 2)[1] == reported
         assert channel.recv(1) == b""
-        assert process.wait(timeout=10) == passed_on
+        assert process.wait(timeout=40) == passed_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -80,7 +80,7 @@ def test_a_closed_channel_ends_an_engine_that_ignores_sigterm(tmp_path: Path) ->
         engine = int(reports(channel, 1)[0].split()[1])
         wait_for(lambda: "listening" in (tmp_path / "log").read_text(), "the engine listens")
         channel.close()
-        assert process.wait(timeout=10) == 137
+        assert process.wait(timeout=40) == 137
         assert not is_running(engine)
 
 
@@ -127,7 +127,7 @@ def test_a_chatty_orphan_does_not_keep_the_guard(tmp_path: Path) -> None:
     code = "import os\nif os.fork() == 0:\n    while True: os.write(1, b'y' * 4096)\nimport time; time.sleep(0.1)"
     with nanny(tmp_path, code) as (process, channel):
         assert reports(channel, 2)[1] == "exited 0"
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=40) == 0
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def test_nothing_is_left_when_tandem_is_killed(tmp_path: Path, number: signal.Si
         wait_for(lambda: len(engines.running()) == 6, "all of them run")  # a descendant may be later than its engine
         guards = {psutil.Process(pid).ppid() for pid in engines.pids()} - set(engines.pids())
         tandem.send_signal(number)
-        tandem.wait(timeout=10)
+        tandem.wait(timeout=40)
         wait_for(lambda: not engines.running() and not any(map(is_running, guards)), "all are gone")
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_left_when_tandem_is_killed_during_a_start(tmp_path: Path) ->
     with supervisor(tmp_path, 1, "--load-s", "600") as tandem:
         wait_for(lambda: bool(engines.pids()), "it runs")
         tandem.kill()
-        tandem.wait(timeout=10)
+        tandem.wait(timeout=40)
         wait_for(lambda: not engines.running(), "all are gone")
 
 
@@ -173,7 +173,7 @@ def test_ctrl_c_in_the_terminal_reaches_tandem_only(tmp_path: Path) -> None:
             assert os.getpgid(pid) != own
             assert os.getsid(pid) != os.getsid(tandem.pid)
         tandem.kill()
-        tandem.wait(timeout=10)
+        tandem.wait(timeout=40)
         wait_for(lambda: not engines.running(), "all are gone")
 
 
@@ -187,7 +187,7 @@ def test_an_engine_dies_with_tandem_and_guard_killed_together(tmp_path: Path) ->
         tandem.send_signal(signal.SIGSTOP)
         os.kill(guard, signal.SIGKILL)
         tandem.kill()
-        tandem.wait(timeout=10)
+        tandem.wait(timeout=40)
         wait_for(lambda: not engines.running(), "all are gone")
 
 

@@ -21,13 +21,11 @@ SHARE = 1.0
 NOT_YET = {
     "LoRA: shapes become outlines": 0.6,
     "image to image, strength 0.3: layout kept (IoU 0.7)": 0.8,
-    "Tandem, new phrasings": 0.58,
-    "Tandem, new phrasings, thinking": 0.52,
-    "small talk, new phrasings": 0.55,
-    "outside its world: says so": 0.6,
-    "sums, thinking": 0.8,
-    "drawing without a tool: image mode and the prompt": 0.8,
-    "JSON when asked for: it parses": 0.7,
+    "Tandem, new phrasings": 0.65,
+    "Tandem, new phrasings, thinking": 0.61,
+    "small talk, new phrasings": 0.62,
+    "outside its world: says so": 0.58,
+    "JSON when asked for: it parses": 0.85,
 }
 
 

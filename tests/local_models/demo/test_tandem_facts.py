@@ -87,6 +87,9 @@ async def test_every_listed_route_is_served(tmp_path: Path) -> None:
 
 _OTHER_PROGRAMS = {"--reasoning-parser", "--help"}  # vLLM's, and everybody's
 _REQUEST_FIELDS = {
+    "top_p",
+    "top_k",
+    "min_p",
     *ImageRequest.model_fields,
     "api_key",
     "base_url",
