@@ -154,7 +154,7 @@ def test_partial_text_is_on_disk_while_the_run_lives(app: Application) -> None:
 
 
 def test_what_a_killed_app_left_behind_is_marked_as_interrupted(app: Application, settings: Settings) -> None:
-    chat_id = app.ask(None, DEMO, "slow hang")
+    chat_id = app.ask(None, DEMO, "hang")  # all its words at once: this app is not killed, and must save no more
     until(lambda: bool(app.store.messages(chat_id)[-1].text))
     restarted = Application(settings)
     message = restarted.store.messages(chat_id)[-1]
