@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with less work for each request: the one connection class that the gateway serves with.
+"""uvicorn's HTTP/1.1 protocol with less work for each request.
 
 The head of a reply whose length is known leaves with its body, in one write; a head is checked once, not header by header; the idle
 limit of a connection is one timer that looks when it is due, not one that each reply arms anew; and whoever handles a request is told of

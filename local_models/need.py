@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from config.hardware import Gpu
 from local_models.budget import Bytes
+from local_models.cpu_plan import SPACE
 from local_models.launch import EngineSpec
+from local_models.vllm_args import fraction, given_flags, whole
 
 GIB = 2**30
 WAIT_S = 300.0
@@ -52,8 +54,9 @@ def devices_of(spec: EngineSpec, known: Collection[str]) -> tuple[str, ...]:
         return (kind,)
     if number or spec.kind != "vllm":
         return (f"cuda:{number or 0}",)
-    sizes = (_flag(spec.args, f"--{way}-parallel-size") or _flag(spec.args, f"-{way[0]}p") for way in ("tensor", "pipeline", "data"))
-    return tuple(f"cuda:{gpu}" for gpu in range(math.prod(_whole(size) for size in sizes)))
+    given = given_flags(spec.args)
+    sizes = (whole(given, f"--{way}-parallel-size") or 1 for way in ("tensor", "pipeline", "data"))
+    return tuple(f"cuda:{gpu}" for gpu in range(math.prod(sizes)))
 
 
 def _estimate(spec: EngineSpec, device: str, parts: int, budget: Bytes, totals: Bytes, weights_bytes: Callable[[], int]) -> int:
@@ -61,34 +64,15 @@ def _estimate(spec: EngineSpec, device: str, parts: int, budget: Bytes, totals: 
     cache = _cpu_cache(spec) if device == "cpu" else 0
     total = totals.get(device, limit)
     if spec.kind == "vllm" and total is not None and not cache:
-        amount = int(total * _share(spec))  # of all there is, on a CPU too unless it is told the size of its cache
+        amount = int(
+            total * (fraction(given_flags(spec.args), "--gpu-memory-utilization") or VLLM_UTILIZATION)
+        )  # of all there is, on a CPU too unless it is told the size of its cache
     else:
         amount = int(weights_bytes() * FACTOR / parts) + PROCESS_BYTES + cache
     return amount if limit is None else min(amount, limit)
 
 
-def _share(spec: EngineSpec) -> float:
-    try:
-        return float(_flag(spec.args, "--gpu-memory-utilization") or VLLM_UTILIZATION)
-    except ValueError:
-        return VLLM_UTILIZATION
-
-
 def _cpu_cache(spec: EngineSpec) -> int:
     """Bytes of KV cache that a vLLM on a CPU was told to take; 0 where it was not told."""
-    told = spec.env.get("VLLM_CPU_KVCACHE_SPACE", "")
+    told = spec.env.get(SPACE, "")
     return int(told) * GIB if told.isdecimal() else 0
-
-
-def _whole(text: str | None) -> int:
-    return max(1, int(text)) if text is not None and text.isdecimal() else 1
-
-
-def _flag(args: Sequence[str], name: str) -> str | None:
-    """The value of a flag, written `--flag value` or `--flag=value`; the last one counts."""
-    found = None
-    for position, arg in enumerate(args):
-        flag, equals, value = arg.partition("=")
-        if flag.replace("_", "-") == name:
-            found = value if equals else (args[position + 1] if position + 1 < len(args) else None)
-    return found

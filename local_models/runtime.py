@@ -218,6 +218,7 @@ class Runtime:
             start_timeout_s=spec.start_timeout_s,
             restarts=RestartPolicy(max_restarts=spec.max_restarts),
             on_end=self._places.look_again,
+            preflight=partial(self._preflight, spec),
         )
         place = Place(spec.engine_id, process, partial(self._needs, spec), spec.pinned)
         self._places.add(place)
