@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from local_models import installed
 from local_models.errors import StartFailed
 from local_models.installed import launch_here
-from local_models.launch import EngineSpec
+from local_models.launch import EngineSpec, Launch
 from local_models.runtime import Runtime
 from tests.config.test_environments import environment
 
@@ -53,3 +54,20 @@ async def test_a_runtime_looks_in_its_data_directory_at_each_start(tmp_path: Pat
         async with runtime.lease("here:m"):
             pass
     await runtime.close()
+
+
+def test_whether_a_start_is_worth_making_room_for_is_asked_without_a_look_at_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before others have left there is no room yet: a plan for what is free then would refuse, and block the loop while it looks."""
+
+    def does_not_fit(*given: object) -> Launch:
+        raise StartFailed("here:m", "it does not fit")
+
+    monkeypatch.setattr(installed, "launch_planned", does_not_fit)
+    runtime = Runtime({"here:m": replace(VLLM, python=Path(sys.executable))}, data_dir=tmp_path)
+    assert runtime._engine("here:m").process.refusal() is None
+    runtime = Runtime({"here:m": replace(VLLM, python=tmp_path / "none")}, data_dir=tmp_path)
+    refusal = runtime._engine("here:m").process.refusal()
+    assert refusal is not None
+    assert "cannot be run" in refusal.reason
